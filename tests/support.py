@@ -1,0 +1,63 @@
+"""Where the tests find the recorded goldens and the real nuScenes clip, and how close is close enough."""
+
+import csv
+import functools
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "examples" / "uniad"
+
+
+def shared_path(*parts: str) -> pathlib.Path:
+    """A path in the shared data folder ($UNIAD_SHARED, else `../shared` beside the checkout).
+
+    Where it is absent the test is skipped with a reason; with UNIAD_REQUIRE_SHARED=1 (set by `.ci/run`) it fails.
+    """
+    base = pathlib.Path(os.environ.get("UNIAD_SHARED", ROOT.parent / "shared"))
+    path = base.joinpath(*parts)
+    if not path.exists():
+        message = f"shared data {'/'.join(parts)} not found (set UNIAD_SHARED to its folder)"
+        if os.environ.get("UNIAD_REQUIRE_SHARED") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def golden(*parts: str) -> dict[str, np.ndarray]:
+    """All arrays of one recorded golden file, e.g. golden("ops", "tsa.npz")."""
+    with np.load(shared_path("golden", *parts), allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+@functools.cache
+def noise_floor() -> dict[str, float]:
+    """Largest difference of the original with itself (oneDNN against plain kernels) per recorded tensor."""
+    with open(shared_path("golden", "tiny", "fp32_noise.tsv"), newline="") as file:
+        rows = csv.reader(file, delimiter="\t")
+        next(rows)
+        return {row[0]: float(row[1]) for row in rows}
+
+
+def max_error(actual, expected) -> float:
+    """Largest absolute difference; infinite where shapes differ or a value is not finite on one side only."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    if actual.shape != expected.shape or not np.array_equal(np.isfinite(actual), np.isfinite(expected)):
+        return float("inf")
+    finite = np.isfinite(expected)
+    return float(np.abs(actual[finite] - expected[finite]).max(initial=0.0))
+
+
+def assert_close(actual, expected, atol: float, what: str = "") -> None:
+    """Fail with the measured error where it exceeds `atol`."""
+    error = max_error(actual, expected)
+    assert error <= atol, f"{what}: max error {error:.3e} > {atol:.3e}"
+
+
+def assert_differs(actual, expected, atol: float, what: str = "") -> None:
+    """The check of the check: a deliberately broken case must exceed the tolerance."""
+    error = max_error(actual, expected)
+    assert error > atol, f"{what}: a broken case passed (max error {error:.3e} <= {atol:.3e})"
