@@ -1,0 +1,274 @@
+"""Operations that vision needs and TensorRT-LLM never had.
+
+The fused attention and convolution operations at the end are compositions of the plain ones. An executor that has
+something better (a plugin, a faster loop) offers a method of the same name and is asked first.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from trtllm import functional as F
+from trtllm.functional import make
+from trtllm.network import FLOATS, Tensor, default_net
+
+
+def floor(input: Tensor) -> Tensor:
+    """Largest integer not above each element."""
+    return F.unary(input, "floor")
+
+
+def erf(input: Tensor) -> Tensor:
+    """Gauss error function."""
+    return F.unary(input, "erf")
+
+
+def gelu_erf(input: Tensor) -> Tensor:
+    """Exact GELU, x * Phi(x) (Hendrycks & Gimpel 2016). tensorrt_llm.functional.gelu is the tanh approximation."""
+    return input * 0.5 * (erf(input * (1 / math.sqrt(2))) + 1.0)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 - x)) of x clamped to [0, 1], both sides kept at or above eps (mmdet's rule); float32."""
+    x = F.clip(x, 0.0, 1.0)
+    return F.log(F.maximum(x, eps) / F.maximum(1.0 - x, eps))
+
+
+def atan2(y: Tensor, x: Tensor) -> Tensor:
+    """Angle of (x, y) in (-pi, pi]; float32. atan2(0, 0) is 0."""
+    custom = default_net().executor.atan2
+    return make(custom(y.handle, x.handle), y.dtype)
+
+
+def max_pool2d(input: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """Square max pooling of (N,C,H,W), rounding the output size down."""
+    return make(default_net().executor.max_pool2d(input.handle, kernel_size, stride, padding), input.dtype)
+
+
+def batch_norm(
+    input: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """Batch normalisation with stored statistics (float32 constants) of (N,C,H,W)."""
+    return make(default_net().executor.batch_norm(input, running_mean, running_var, weight, bias, eps), input.dtype)
+
+
+def grid_sample(
+    input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False
+) -> Tensor:
+    """Sample (N,C,H,W) at grid (N,H',W',2) in [-1,1], x first -> (N,C,H',W'). padding_mode is "zeros"."""
+    if mode not in ("bilinear", "nearest") or padding_mode != "zeros":
+        raise ValueError(f"grid_sample: mode {mode!r}, padding_mode {padding_mode!r}")
+    if input.dtype != grid.dtype or input.dtype not in FLOATS:
+        raise TypeError(f"grid_sample: {input.dtype} at {grid.dtype}")
+    return make(default_net().executor.grid_sample(input.handle, grid.handle, mode, align_corners), input.dtype)
+
+
+def _offered(name: str, *args, **attributes) -> Tensor | None:
+    """What the executor's own version of an operation gives; None where it has none or declines."""
+    custom = getattr(default_net().executor, name, None)
+    return custom(*args, **attributes) if custom else None
+
+
+def modulated_deform_conv2d(
+    input: Tensor, offset_mask: Tensor, weight: Tensor, stride: int = 1, padding: int = 1
+) -> Tensor:
+    """Modulated deformable convolution, DCNv2 (Zhu et al. 2019; mmcv modulated_deform_conv), no bias, one group.
+
+    Args:
+        input: (N,C,H,W).
+        offset_mask: (N,27,H',W'), the raw output of conv_offset for a 3x3 kernel: 18 offsets (dy, dx per tap,
+            pixels), then 9 mask logits (sigmoid is applied here).
+        weight: (O,C,3,3).
+
+    Returns:
+        (N,O,H',W'). Bilinear, zero outside, each of the four corners tested for itself.
+    """
+    (n, c, h, w), (o, _, kh, kw) = input.shape, weight.shape
+    taps, (ho, wo) = kh * kw, offset_mask.shape[2:]
+    if offset_mask.shape[1] != 3 * taps:
+        raise ValueError(f"modulated_deform_conv2d: offset_mask {offset_mask.shape} for {taps} taps")
+    custom = _offered("modulated_deform_conv2d", input, offset_mask, weight, stride=stride, padding=padding)
+    if custom is not None:
+        return custom
+    offset_mask = F.cast(offset_mask, "float32")  # pixel positions need more than float16's 11 bits
+    offset = F.view(F.narrow(offset_mask, 1, 0, 2 * taps), (n, taps, 2, ho, wo))
+    mask = F.sigmoid(F.narrow(offset_mask, 1, 2 * taps, taps))  # (N,9,H',W')
+    tap_y, tap_x = np.meshgrid(np.arange(kh), np.arange(kw), indexing="ij")
+    base_y = tap_y.reshape(-1, 1, 1) + np.arange(ho).reshape(1, -1, 1) * stride - padding
+    base_x = tap_x.reshape(-1, 1, 1) + np.arange(wo).reshape(1, 1, -1) * stride - padding
+    y = F.select(offset, 2, 0) + F.constant(base_y[None].astype(np.float32))  # (N,9,H',W') input rows
+    x = F.select(offset, 2, 1) + F.constant(base_x[None].astype(np.float32))
+    grid = F.stack([x * (2 / w) + (1 / w - 1), y * (2 / h) + (1 / h - 1)], 4)  # (N,9,H',W',2)
+    columns = grid_sample(F.cast(input, "float32"), F.view(grid, (n, taps * ho, wo, 2)))  # (N,C,9H',W')
+    columns = F.view(columns, (n, c, taps, ho, wo)) * F.unsqueeze(mask, 1)
+    columns = F.cast(F.view(columns, (n, c * taps, ho * wo)), input.dtype)
+    out = F.matmul(F.view(weight, (1, o, c * taps)), columns)  # (N,O,H'W')
+    return F.view(out, (n, o, ho, wo))
+
+
+def deformable_attention(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    num_queries: int | None = None,
+) -> Tensor:
+    """Multi-scale deformable attention (Zhu et al. 2021) with softmax and reference points inside.
+
+    Args:
+        value: (B,S,M,C) with S the sum of h*w over `spatial_shapes`, M heads.
+        reference_points: float32 (B,Q,L,2) x, y in [0,1], or (B,Q,L,4) with width and height after them.
+        sampling_offsets: (B,Q,M,L,P,2), in cells (2-d references) or in halves of width and height over P (4-d).
+        attention_logits: (B,Q,M,L*P); the softmax runs over L*P.
+        spatial_shapes: (h, w) of each real level.
+        num_queries: set where L configured levels meet ONE real level: the original's CUDA kernel
+            (mmcv ms_deform_attn_cuda_kernel.cuh) then walks the flat buffers of locations and weights, so that
+            output query q and head m use entries [(q*M+m)*P, +P) of the flattened (Q,M,L,P). The tensors need only
+            the ceil(num_queries/L) first queries.
+
+    Returns:
+        (B, num_queries or Q, M*C), in value's type.
+    """
+    custom = _offered(
+        "deformable_attention",
+        value,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+        spatial_shapes=tuple(spatial_shapes),
+        num_queries=num_queries,
+    )
+    if custom is not None:
+        return custom
+    locations, weights = sampling_points(
+        reference_points, sampling_offsets, attention_logits, spatial_shapes, num_queries
+    )
+    return sample_levels(value, locations, weights, spatial_shapes)
+
+
+def sampling_points(
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    num_queries: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Locations (B,Q,M,L,P,2) in [0,1] and weights (B,Q,M,L,P), float32, of deformable_attention's arguments."""
+    b, q, m, levels, points, _ = sampling_offsets.shape
+    # Positions and the softmax stay in float32: float16 would move a point by up to 0.05 cells at 200 cells.
+    offsets = F.cast(sampling_offsets, "float32")
+    weights = F.softmax(F.cast(attention_logits, "float32"), -1)
+    weights = F.view(weights, (b, q, m, levels, points))
+    reference = F.view(reference_points, (b, q, 1, levels, 1, reference_points.shape[-1]))
+    if reference_points.shape[-1] == 2:
+        shapes = [spatial_shapes[0]] * levels if len(spatial_shapes) == 1 else spatial_shapes
+        scale = np.array([[1 / w, 1 / h] for h, w in shapes], np.float32).reshape(1, 1, 1, levels, 1, 2)
+        locations = reference + offsets * F.constant(scale)  # (B,Q,M,L,P,2)
+    else:
+        centre, extent = F.narrow(reference, -1, 0, 2), F.narrow(reference, -1, 2, 2)
+        locations = centre + offsets * (1 / points) * extent * 0.5
+    if num_queries is not None:
+        count = num_queries * m * points
+        locations = F.narrow(F.view(locations, (b, -1, 2)), 1, 0, count)
+        weights = F.narrow(F.view(weights, (b, -1)), 1, 0, count)
+        locations = F.view(locations, (b, num_queries, m, 1, points, 2))
+        weights = F.view(weights, (b, num_queries, m, 1, points))
+    return locations, weights
+
+
+def sample_levels(
+    value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Weighted sum of bilinear samples: value (B,S,M,C) at locations (B,Q,M,L,P,2), weights (B,Q,M,L,P)
+    -> (B,Q,M*C) in value's type. Sampled in float32."""
+    b, _, m, c = value.shape
+    q, points = locations.shape[1], locations.shape[4]
+    grid = F.permute(locations * 2.0 - 1.0, (0, 2, 1, 3, 4, 5))  # (B,M,Q,L,P,2)
+    weights = F.permute(weights, (0, 2, 1, 3, 4))  # (B,M,Q,L,P)
+    start, out = 0, None
+    for level, (h, w) in enumerate(spatial_shapes):
+        plane = F.narrow(value, 1, start, h * w)  # (B,hw,M,C)
+        plane = F.view(F.permute(plane, (0, 2, 3, 1)), (b * m, c, h, w))
+        points_at = F.view(F.select(grid, 3, level), (b * m, q, points, 2))
+        samples = grid_sample(F.cast(plane, "float32"), points_at)  # (BM,C,Q,P)
+        share = F.view(F.select(weights, 3, level), (b * m, 1, q, points))
+        part = F.sum(samples * share, 3)  # (BM,C,Q)
+        out = part if out is None else out + part
+        start += h * w
+    assert out is not None
+    out = F.permute(F.view(out, (b, m * c, q)), (0, 2, 1))  # (B,Q,MC)
+    return F.cast(out, value.dtype)
+
+
+def camera_cross_attention(
+    value: Tensor,
+    reference_points_cam: Tensor,
+    visible: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+) -> Tensor:
+    """BEVFormer's spatial cross-attention (Li et al. 2022) over all cameras, before its output projection.
+
+    Args:
+        value: (6,S,M,C), projected image features of each camera.
+        reference_points_cam: float32 (6,Q,Z,2), the pillar's Z anchors in each image, x, y in [0,1].
+        visible: bool (6,Q,Z); a camera counts for a query where any of its anchors is visible.
+        sampling_offsets: (Q,M,L,P,2) in cells, the same for all cameras; point p starts from anchor p % Z.
+        attention_logits: (Q,M,L*P).
+        spatial_shapes: (h, w) of the L levels.
+
+    Returns:
+        (Q,M*C): the mean over the cameras that see the query, 0 where none does.
+    """
+    custom = _offered(
+        "camera_cross_attention",
+        value,
+        reference_points_cam,
+        visible,
+        sampling_offsets,
+        attention_logits,
+        spatial_shapes=tuple(spatial_shapes),
+    )
+    if custom is not None:
+        return custom
+    cams, (q, m, levels, points, _), z = value.shape[0], sampling_offsets.shape, visible.shape[2]
+    seen = F.max(F.cast(visible, "int32"), 2)  # (6,Q)
+    count = F.maximum(F.cast(F.sum(seen, 0), "float32"), 1.0)  # (Q)
+    weights = F.softmax(F.cast(attention_logits, "float32"), -1)
+    weights = F.view(weights, (1, q, m, levels, points))
+    scale = np.array([[1 / w, 1 / h] for h, w in spatial_shapes], np.float32).reshape(1, 1, levels, 1, 2)
+    offsets = F.cast(sampling_offsets, "float32") * F.constant(scale)  # (Q,M,L,P,2)
+    offsets = F.view(offsets, (1, q, m, levels, points // z, z, 2))
+    total = None
+    for cam in range(cams):  # one camera at a time bounds the memory of the samples
+        reference = F.view(F.select(reference_points_cam, 0, cam), (1, q, 1, 1, 1, z, 2))
+        locations = F.view(reference + offsets, (1, q, m, levels, points, 2))
+        out = sample_levels(F.narrow(value, 0, cam, 1), locations, weights, spatial_shapes)  # (1,Q,MC)
+        here = F.cast(F.view(F.select(seen, 0, cam), (1, q, 1)), "bool")
+        out = F.where(here, F.cast(out, "float32"), 0.0)
+        total = out if total is None else total + out
+    assert total is not None
+    mean = F.squeeze(total, 0) / F.view(count, (q, 1))
+    return F.cast(mean, value.dtype)
+
+
+def rotate_nearest(input: Tensor, matrix: Tensor) -> Tensor:
+    """Rotate a square-celled map by nearest sampling, 0 outside, as torchvision.transforms.functional.rotate.
+
+    Args:
+        input: (C,H,W).
+        matrix: float32 (2,3), torchvision's inverse affine matrix: centred output pixel -> centred input pixel.
+    """
+    _, h, w = input.shape
+    # Multiplied out element by element: a matrix product may run in TF32, and nearest sampling forgives nothing.
+    ys = F.constant(np.linspace(-h * 0.5 + 0.5, h * 0.5 - 0.5, h, dtype=np.float32).reshape(h, 1))
+    xs = F.constant(np.linspace(-w * 0.5 + 0.5, w * 0.5 - 0.5, w, dtype=np.float32).reshape(1, w))
+    half = F.constant(np.array([[0.5 * w], [0.5 * h]], np.float32))
+    theta = matrix / half  # (2,3)
+    a = [[F.view(F.slice(theta, (i, j), (1, 1)), (1, 1)) for j in range(3)] for i in range(2)]
+    grid = F.stack([xs * a[i][0] + ys * a[i][1] + a[i][2] for i in range(2)], 2)  # (H,W,2)
+    rotated = grid_sample(F.unsqueeze(F.cast(input, "float32"), 0), F.unsqueeze(grid, 0), mode="nearest")
+    return F.cast(F.squeeze(rotated, 0), input.dtype)
