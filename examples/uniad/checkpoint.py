@@ -57,7 +57,7 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], d
         else:
             text = f"not a PyTorch checkpoint, or truncated ({_first_line(error)})"
         raise CheckpointError(f"{path}: {text}") from error
-    state, meta = loaded, {}
+    state, meta = loaded, dict[str, Any]()
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         state = loaded["state_dict"]
         meta = loaded["meta"] if isinstance(loaded.get("meta"), dict) else {}

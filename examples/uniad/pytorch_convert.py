@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         "--convention",
         choices=("auto", *CONVENTIONS),
         default="auto",
-        help="upstream release whose box and CAN bus conventions the weights follow (default: by the checkpoint's meta)",
+        help="upstream release whose box and CAN bus conventions the weights follow (default: read off the meta)",
     )
     args = parser.parse_args()
     if args.processes < 1:
@@ -65,8 +65,10 @@ def choose_convention(wanted: str, meta: dict) -> str:
     if found:
         print(f"convention {found}, by the mmdet versions in the checkpoint's meta")
         return found
-    print(f"convention {DEFAULT_CONVENTION} assumed (that of the released weights): the checkpoint's meta does not tell;"
-          " give --convention v2.0 if it was trained with branch v2.0")  # fmt: skip
+    print(
+        f"convention {DEFAULT_CONVENTION} assumed (that of the released weights), since the checkpoint's meta does not "
+        "tell; give --convention v2.0 if it was trained with branch v2.0"
+    )
     return DEFAULT_CONVENTION
 
 
@@ -118,9 +120,10 @@ def main() -> None:
         }
         write_config(folder, config, convention, args.storage_type, source, entries)
     total = sum(entry.num_bytes for entry in entries.values())
-    print(f"{args.out_dir}: model {config.name}, panoptic levels {config.seg_num_levels}, convention {convention}, "
-          f"{len(entries)} tensors, {total / 1e6:.1f} MB {args.storage_type}, "
-          f"{time.perf_counter() - start:.1f} s")  # fmt: skip
+    print(
+        f"{args.out_dir}: model {config.name}, panoptic levels {config.seg_num_levels}, convention {convention}, "
+        f"{len(entries)} tensors, {total / 1e6:.1f} MB {args.storage_type}, {time.perf_counter() - start:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -122,9 +122,8 @@ class CModel:
 def write_tensor(folder: pathlib.Path, key: str, array: np.ndarray) -> TensorEntry:
     """Write one float32 or float16 array as `<key>.bin`; returns what `config.ini` must record."""
     data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    view = memoryview(data).cast("B")
-    (folder / f"{key}.bin").write_bytes(view)
-    return TensorEntry(array.dtype.name, array.shape, hashlib.sha256(view).hexdigest())
+    data.tofile(folder / f"{key}.bin")
+    return TensorEntry(array.dtype.name, array.shape, hashlib.sha256(data.data).hexdigest())
 
 
 def write_config(

@@ -305,7 +305,7 @@ def slice(input: Tensor, starts: Sequence[int], sizes: Sequence[int], strides: S
     if not len(starts) == len(sizes) == len(strides) == input.ndim():
         raise ValueError(f"slice: {input.ndim()} starts, sizes and strides needed for {input.shape}")
     for start, size, stride, length in zip(starts, sizes, strides, input.shape):
-        if not (0 <= start and size >= 1 and stride >= 1 and start + (size - 1) * stride < length):
+        if not (start >= 0 and size >= 1 and stride >= 1 and start + (size - 1) * stride < length):
             raise ValueError(f"slice: starts {starts} sizes {sizes} strides {strides} leave {input.shape}")
     return make(default_net().executor.slice(input.handle, tuple(starts), tuple(sizes), strides), input.dtype)
 
@@ -482,9 +482,7 @@ def matmul(input: Tensor, mat2: Tensor, transa: bool = False, transb: bool = Fal
     """Matrix product over the last two dimensions; leading dimensions broadcast. (…,M,K) x (…,K,N) -> (…,M,N)."""
     dtype = _one_type("matmul", input, mat2)
     _check("matmul", input, FLOATS)
-    rows, inner = input.shape[-2:][::-1] if transa else input.shape[-2:]
-    inner2, cols = mat2.shape[-2:][::-1] if transb else mat2.shape[-2:]
-    if inner != inner2:
+    if input.shape[-2 if transa else -1] != mat2.shape[-1 if transb else -2]:
         raise ValueError(f"matmul: {input.shape} x {mat2.shape} (transa={transa}, transb={transb})")
     ndim = builtins.max(input.ndim(), mat2.ndim())
     a, b = _pad_rank(input, ndim), _pad_rank(mat2, ndim)
