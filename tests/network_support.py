@@ -1,9 +1,13 @@
 """Runs parts of the network on the torch executor inside tests."""
 
 import contextlib
+import csv
+import functools
+import importlib.util
 
 import numpy as np
 import torch
+from support import shared_path
 
 from trtllm import Module, Network, Tensor, net_guard
 from trtllm import functional as F
@@ -33,3 +37,25 @@ def load_op_weights(module: Module, arrays: dict[str, np.ndarray]) -> Module:
     """Fill a module from the `w.<key>` entries of a golden/ops file."""
     module.load({key[2:]: array for key, array in arrays.items() if key.startswith("w.")})
     return module
+
+
+@functools.cache
+def _recipe():
+    spec = importlib.util.spec_from_file_location("recipe_weights", shared_path("golden", "recipe_weights.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def tiny_weights(prefix: str, manifest: str = "tiny/tiny_manifest.tsv") -> dict[str, np.ndarray]:
+    """The golden tiny model's weights whose keys begin with `prefix`, under the keys that remain without it."""
+    weights = {}
+    with open(shared_path("golden", *manifest.split("/")), newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            key = row["key"]
+            if key.startswith(prefix) and not key.endswith("num_batches_tracked"):
+                shape = tuple(int(d) for d in row["shape"].split("x"))
+                weights[key[len(prefix) :]] = _recipe().make_tensor(key, shape)
+    return weights

@@ -405,6 +405,20 @@ def gather(input: Tensor, dim: int, indices: Tensor) -> Tensor:
     return make(default_net().executor.gather(input.handle, axis(dim, input.ndim()), indices.handle), input.dtype)
 
 
+def scatter(input: Tensor, dim: int, indices: Tensor, updates: Tensor) -> Tensor:
+    """input with input[…, indices, …] = updates along `dim`; indices (int32) and updates have one shape.
+
+    Where an index comes twice, its updates must be equal: their order is not defined.
+    """
+    _check("scatter", indices, ("int32",))
+    _one_type("scatter", input, updates)
+    if indices.shape != updates.shape or indices.ndim() != input.ndim():
+        raise ValueError(f"scatter: indices {indices.shape} and updates {updates.shape} for {input.shape}")
+    place = axis(dim, input.ndim())
+    out = default_net().executor.scatter(input.handle, place, indices.handle, updates.handle)
+    return make(out, input.dtype)
+
+
 def embedding(input: Tensor, weight: Tensor) -> Tensor:
     """Rows of weight (V,D) at input (int32, any shape) -> (*input.shape, D)."""
     rows = index_select(weight, 0, flatten(input))  # (prod, D)

@@ -110,8 +110,14 @@ class TorchExecutor:
     def gather(self, x, dim, indices):
         return torch.gather(x, dim, indices.long())
 
+    def scatter(self, x, dim, indices, updates):
+        return torch.scatter(x, dim, indices.long(), updates)
+
     def topk(self, x, k, dim, largest):
-        values, indices = torch.topk(x, k, dim, largest=largest)
+        if k == 1:  # a plain maximum is far cheaper along a dimension that is not the last
+            values, indices = (torch.max if largest else torch.min)(x, dim, keepdim=True)
+        else:
+            values, indices = torch.topk(x, k, dim, largest=largest)
         return values, indices.to(torch.int32)
 
     def reduce(self, op, x, dims, keepdim):
