@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import colorsys
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from config import UniADConfig
 from data.frames import COMMANDS, Frame
-from errors import UniADError
+from report.output import whole_file
 from runtime.boxes import box_corners
 
 Colour = tuple[int, ...]
@@ -94,7 +93,8 @@ def draw_frame(
     moment = f"{frame.timestamp:.3f} s    command: {COMMANDS[frame.command]}    {len(tracks)} boxes"
     title = f"scene {frame.scene_token}    sample {frame.sample_token}    {moment}"
     ImageDraw.Draw(picture).text((16, _HEADER // 2), title, fill=_TEXT, font=_font(19), anchor="lm")
-    _save(picture, path)
+    with whole_file(path) as part:
+        picture.save(part, format="PNG", compress_level=2)
 
 
 def draw_annotations(
@@ -401,18 +401,3 @@ def _plate(
     left, top, right, bottom = draw.textbbox(at, text, font=_font(size), anchor=anchor)
     draw.rectangle((left - 5, top - 4, right + 5, bottom + 4), fill=(10, 12, 16, 170))
     draw.text(at, text, fill=colour, font=_font(size), anchor=anchor)
-
-
-def _save(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Write a PNG file whole or not at all. Raises UniADError."""
-    target = pathlib.Path(path)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(part, format="PNG", compress_level=2)
-        os.replace(part, target)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UniADError(
-            f"cannot write {path}: {error.strerror or error}: give a folder that can be written"
-        ) from error
