@@ -1,0 +1,38 @@
+# Everything below sets itself up: Python 3.11 and git are enough.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+SCRIPTS := examples/uniad
+DEMO := demo
+
+.PHONY: demo test lint test-full clean
+
+demo: $(READY)  ## all five steps on a tiny checkpoint and a few frames, on the CPU
+	cd $(SCRIPTS) && ../../$(PY) -m data.recipe -o ../../$(DEMO)/input
+	$(PY) $(SCRIPTS)/pytorch_convert.py -i $(DEMO)/input/tiny_e2e.pth -o $(DEMO)/c-model --anchors $(DEMO)/input/motion_anchors.npy
+	$(PY) $(SCRIPTS)/builder.py -i $(DEMO)/c-model -o $(DEMO)/engine.plan -quant=False
+	$(PY) $(SCRIPTS)/run.py -i $(DEMO)/input/frames -e $(DEMO)/engine.plan -o $(DEMO)/base_result --fresh
+	$(PY) $(SCRIPTS)/run.py -i $(DEMO)/input/frames -e $(DEMO)/engine.plan -o $(DEMO)/result --visualize --fresh
+	$(PY) $(SCRIPTS)/summarize.py -i $(DEMO)/result -b $(DEMO)/base_result
+	@echo "Results: $(DEMO)/result (frames, summary.md), pictures: $(DEMO)/result/pictures"
+
+test: $(READY)  ## the default suite, under 8 minutes on 2 cores
+	$(PY) -m pytest -n 2 --dist loadfile -m "not full"
+
+test-full: $(READY)  ## the full-size model against its goldens: about 10 minutes and 8 GB
+	$(PY) -m pytest -m full
+
+lint: $(READY)  ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+$(READY): requirements.txt requirements-torch.txt requirements-nuscenes.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "error: Python 3.11 is needed ($(PYTHON)): install it or set PYTHON=path" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:  ## remove the environment and the demo's files
+	rm -rf $(VENV) $(DEMO)
