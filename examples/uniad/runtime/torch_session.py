@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
+from graph_io import state_specs
 
 from config import config_from_dict
-from graph_io import state_specs
 from model import UniAD
 from runtime.session import SessionError
 from trtllm import Network, Tensor, net_guard
@@ -19,6 +19,8 @@ from trtllm.torch_executor import TORCH, torch_executor
 
 class TorchSession:
     """See runtime.session.Session."""
+
+    _state: dict[str, torch.Tensor]
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, str], device: str, dtype: str):
         if device == "cuda" and not torch.cuda.is_available():

@@ -1,0 +1,128 @@
+"""runtime/collision.py against the recorded original, and against CasADi with IPOPT on random scenes."""
+
+import numpy as np
+import pytest
+from support import assert_close, assert_differs, golden
+
+from config import load_config
+from runtime import collision
+
+BASE = load_config("base_e2e")
+TINY = load_config("tiny_e2e")
+ATOL = 1e-6  # metres; the solvers agree to the last bit of float32, IPOPT's own stopping tolerance is 1e-8
+
+
+def recorded_case(index: int):
+    recorded = golden("ops", "collision_optim.npz")
+    occ = np.zeros((5, 200, 200), np.int32)
+    cells = recorded[f"occ_nonzero_{index}"]  # (M,5): batch, step, 0, row, column
+    for cell in cells:
+        occ[cell[1], cell[-2], cell[-1]] = 1
+    return recorded[f"traj_in_{index}"][0], occ, recorded[f"traj_out_{index}"][0]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_equals_the_recorded_original(index):
+    plan, occ, expected = recorded_case(index)
+    actual, ran = collision.optimise_plan(plan, occ, BASE)
+    assert_close(actual, expected, ATOL, f"case {index}")
+    assert ran == bool(occ.any())
+    assert actual.dtype == np.float32
+
+
+def test_broken_variants_are_caught(monkeypatch):
+    plan, occ, expected = recorded_case(1)
+    swapped, _ = collision.optimise_plan(plan, occ.transpose(0, 2, 1), BASE)
+    assert_differs(swapped, expected, 100 * ATOL, "x and y of the obstacles swapped")
+    late, _ = collision.optimise_plan(plan, np.roll(occ, 1, axis=0), BASE)
+    assert_differs(late, expected, 100 * ATOL, "occupancy of another step")
+    monkeypatch.setattr(collision, "occupied_points", exact_points)
+    exact, _ = collision.optimise_plan(plan, occ, BASE)
+    assert_differs(exact, expected, 100 * ATOL, "obstacle metres not cut to integers")
+
+
+def exact_points(occ, config):
+    rows, columns = np.nonzero(occ)
+    return np.stack([columns - config.bev_h // 2, rows - config.bev_w // 2], axis=1) * 0.5 + 0.25
+
+
+def test_equals_the_original_in_the_tiny_sequence():
+    for index in range(8):
+        recorded = golden("tiny", f"frame_{index}.npz")
+        if "occ.seg_out" not in recorded:
+            continue
+        actual, ran = collision.optimise_plan(
+            recorded["plan.sdc_traj_before_optim"][0], recorded["occ.seg_out"][0, :, 0], TINY
+        )
+        assert_close(actual, recorded["plan.sdc_traj"][0], ATOL, f"frame {index}")
+        assert ran == bool(recorded["plan.collision_ran"])
+
+
+def test_free_road_leaves_the_plan_alone():
+    plan, occ, _ = recorded_case(0)
+    actual, ran = collision.optimise_plan(plan, np.zeros_like(occ), BASE)
+    np.testing.assert_array_equal(actual, plan)
+    assert not ran
+    far = np.zeros_like(occ)
+    far[:, :10] = 1  # a wall 45 m behind
+    assert not collision.optimise_plan(plan, far, BASE)[1]
+
+
+def ipopt(plan, occ):
+    """The original's problem, written with CasADi's Opti and solved by IPOPT."""
+    casadi = pytest.importorskip("casadi")
+    opti = casadi.Opti()
+    position = opti.variable(2, len(plan))
+    start = casadi.DM(plan.astype(np.float64)).T
+    cost = casadi.sumsqr(start - position)
+    for step in range(len(plan)):
+        points = collision.occupied_points(occ[min(step + 1, 4)], BASE)
+        near = points[((plan[step] - points.astype(np.float32)) ** 2).sum(axis=1) < 25].astype(np.float64)
+        if len(near):
+            away = [position[axis, step] - casadi.DM(near[:, axis]) for axis in (0, 1)]
+            cost += 5 / 2.507 * casadi.sum1(casadi.exp(-(away[0] ** 2 + away[1] ** 2) / 2))
+    opti.minimize(cost)
+    opti.set_initial(position, start)
+    opti.solver("ipopt", {"ipopt.print_level": 0, "print_time": 0, "ipopt.sb": "yes"})
+    return np.array(opti.solve().value(position)).T
+
+
+def random_case(rng):
+    """A plan at up to 6 m/s and, in each step, one to four occupied rectangles around it."""
+    plan = np.cumsum(rng.normal([0, rng.uniform(0, 3)], [0.1, 0.3], (6, 2)), axis=0).astype(np.float32)
+    occ = np.zeros((5, 200, 200), np.int32)
+    for frame in occ:
+        for _ in range(rng.integers(1, 5)):
+            column, row = ((plan[rng.integers(6)] + rng.normal(0, 3, 2)) / 0.5 + 100).astype(int)
+            height, width = rng.integers(1, 9, 2)
+            frame[
+                max(row - height // 2, 0) : row + height // 2 + 1, max(column - width // 2, 0) : column + width // 2
+            ] = 1
+    return plan, occ
+
+
+def test_equals_ipopt_on_random_scenes():
+    """Same local minimum, from inside obstacles too."""
+    rng = np.random.default_rng(3)
+    moved, elsewhere = 0, 0
+    for case in range(40):
+        plan, occ = random_case(rng)
+        actual, ran = collision.optimise_plan(plan, occ, BASE)
+        expected = ipopt(plan, occ)
+        assert_close(actual, expected, ATOL, f"case {case}")
+        moved += ran and np.abs(actual - plan).max() > 0.5
+        flipped, _ = collision.optimise_plan(plan, np.roll(occ, 1, axis=2), BASE)
+        elsewhere += np.abs(flipped - expected).max() > 100 * ATOL
+    assert moved >= 20
+    assert elsewhere >= 20  # the same scenes with obstacles one cell to the right
+
+
+def test_reaches_a_minimum_from_a_maximum():
+    """A plan in the very middle of an obstacle: the Hessian is negative there, a bare Newton step would stay."""
+    plan = np.tile(np.array([0.01, 8.02], np.float32), (6, 1))
+    occ = np.zeros((5, 200, 200), np.int32)
+    occ[:, 112:120, 96:104] = 1  # 4 m x 4 m around (0, 8)
+    actual, ran = collision.optimise_plan(plan, occ, BASE)
+    assert ran
+    assert np.linalg.norm(actual - plan, axis=1).min() > 1.0
+    assert_close(actual, ipopt(plan, occ), ATOL, "from a maximum")
