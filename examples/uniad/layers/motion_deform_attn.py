@@ -1,0 +1,67 @@
+"""How a motion query looks at the bird's-eye view around its goal (UniAD's "BEV interaction").
+
+Source: OpenDriveLab/UniAD, projects/mmdet3d_plugin/uniad/dense_heads/motion_head_plugin/motion_deformable_attn.py.
+"""
+
+from config import UniADConfig
+from layers.basic import FFN, LayerNorm, Linear, normalise_range
+from trtllm import Module, ModuleList, Sequential, Tensor
+from trtllm import functional as F
+from trtllm import vision as V
+
+
+class MotionDeformableAttention(Module):
+    """Deformable attention with one set of sampling points for each future step.
+
+    All steps sample around the same place, the trajectory's last point; what they see is concatenated.
+    """
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        d, per_query = config.embed_dims, config.num_heads * config.predict_steps * config.num_points
+        self.sampling_offsets = Linear(d, per_query * 2)
+        self.attention_weights = Linear(d, per_query)
+        self.value_proj = Linear(d, d)
+        self.output_proj = Sequential(Linear(config.predict_steps * d, d), LayerNorm(d), F.relu)
+        self.config = config
+
+    def forward(self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor) -> Tensor:
+        """Attend around `goal`, then add the query (without its position) as residual.
+
+        Args:
+            query: (N,P,D), P modes of N agents.
+            query_pos: broadcastable to query.
+            bev_embed: (B,D), index y * bev_w + x.
+            goal: float32 (N,P,2), x, y of the last trajectory point in the ego's frame, metres.
+
+        Returns:
+            (N,P,D).
+        """
+        c = self.config
+        (n, modes, d), heads, steps, points = query.shape, c.num_heads, c.predict_steps, c.num_points
+        placed = F.view(query + query_pos, (n * modes, d))  # (NP,D)
+        # The rows are ordered head, step, point; the sampling takes each step as a query of its own.
+        offsets = F.view(self.sampling_offsets(placed), (n * modes, heads, steps, points * 2))
+        offsets = F.view(F.transpose(offsets, 1, 2), (1, n * modes * steps, heads, 1, points, 2))
+        logits = F.view(self.attention_weights(placed), (n * modes, heads, steps, points))
+        logits = F.view(F.transpose(logits, 1, 2), (1, n * modes * steps, heads, points))
+        value = F.view(self.value_proj(bev_embed), (1, c.bev_h * c.bev_w, heads, d // heads))
+        reference = F.view(normalise_range(goal, c.pc_range), (1, n * modes, 1, 2))
+        reference = F.repeat_interleave(reference, steps, 1)  # (1,NP*steps,1,2)
+        out = V.deformable_attention(value, reference, offsets, logits, [(c.bev_h, c.bev_w)])  # (1,NP*steps,D)
+        return query + self.output_proj(F.view(out, (n, modes, steps * d)))
+
+
+class MotionTransformerAttentionLayer(Module):
+    """Attention around the goal, norm, feed-forward, norm: (N,P,D) -> (N,P,D)."""
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        d = config.embed_dims
+        self.attentions = ModuleList([MotionDeformableAttention(config)])
+        self.ffns = ModuleList([FFN(d, config.feedforward_channels)])
+        self.norms = ModuleList([LayerNorm(d), LayerNorm(d)])
+
+    def forward(self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor) -> Tensor:
+        x = self.norms[0](self.attentions[0](query, query_pos, bev_embed, goal))
+        return self.norms[1](self.ffns[0](x))
