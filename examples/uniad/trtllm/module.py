@@ -45,10 +45,14 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):
             self._modules[name] = value
-            value._name = name
+            value.rename(name)
         elif isinstance(value, Parameter):
             self._parameters[name] = value
         super().__setattr__(name, value)
+
+    def rename(self, name: str) -> None:
+        """Set the name that this module has in module paths."""
+        self._name = name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -101,7 +105,13 @@ class ModuleList(Module):
         for index, module in enumerate(self._items):
             if isinstance(module, Module):
                 self._modules[str(index)] = module
-                module._name = str(index)
+                module.rename(str(index))
+
+    def rename(self, name: str) -> None:
+        """A list is no step of a module path (nothing calls it), so its items carry its name: "layers.0"."""
+        super().rename(name)
+        for key, module in self._modules.items():
+            module.rename(f"{name}.{key}")
 
     def __getitem__(self, index: int) -> Any:
         return self._items[index]
@@ -118,6 +128,10 @@ class Sequential(ModuleList):
 
     def __init__(self, *modules: "Module | Callable"):
         super().__init__(modules)
+
+    def rename(self, name: str) -> None:
+        """A sequence is called itself, so its items keep their own numbers: "ffn/0"."""
+        self._name = name
 
     def forward(self, x: Tensor) -> Tensor:
         for module in self:

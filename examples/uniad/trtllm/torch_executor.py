@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as TF
 
+from trtllm import vision
+from trtllm.functional import make
 from trtllm.network import Tensor
 
 TORCH = {
@@ -26,6 +28,7 @@ UNARY = {
     "round": torch.round,
     "floor": torch.floor,
     "erf": torch.erf,
+    "atan": torch.atan,
     "not": torch.logical_not,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
@@ -149,9 +152,6 @@ class TorchExecutor:
     def interpolate(self, x, size, mode, align_corners):
         return TF.interpolate(x, size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
 
-    def atan2(self, y, x):
-        return torch.atan2(y, x)
-
     def max_pool2d(self, x, kernel_size, stride, padding):
         return TF.max_pool2d(x, kernel_size, stride, padding)
 
@@ -208,10 +208,10 @@ class TorchCPUExecutor(TorchExecutor):
             out.append(bags.view(count, m * c))
         return torch.cat(out)
 
-    def deformable_attention(self, value, reference_points, offsets, logits, spatial_shapes, num_queries):
-        from trtllm import vision
-        from trtllm.functional import make
+    def atan2(self, y, x):
+        return make(torch.atan2(y.handle, x.handle), "float32")
 
+    def deformable_attention(self, value, reference_points, offsets, logits, spatial_shapes, num_queries):
         if value.dtype != "float32":
             return None
         locations, weights = vision.sampling_points(reference_points, offsets, logits, spatial_shapes, num_queries)
@@ -219,8 +219,6 @@ class TorchCPUExecutor(TorchExecutor):
         return make(torch.stack([self._sample(v, at, by, spatial_shapes) for v, at, by in pairs]), "float32")
 
     def camera_cross_attention(self, value, reference_points_cam, visible, offsets, logits, spatial_shapes):
-        from trtllm.functional import make
-
         if value.dtype != "float32":
             return None
         q, m, levels, points, _ = offsets.shape
@@ -239,8 +237,6 @@ class TorchCPUExecutor(TorchExecutor):
         return make(out / seen.sum(0).clamp(min=1).unsqueeze(1), "float32")
 
     def modulated_deform_conv2d(self, x, offset_mask, weight, stride, padding):
-        from trtllm.functional import make
-
         if x.dtype != "float32":
             return None
         (n, c, h, w), (o, _, kh, kw) = x.shape, weight.shape

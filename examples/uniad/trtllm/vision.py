@@ -35,12 +35,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return F.log(F.maximum(x, eps) / F.maximum(1.0 - x, eps))
 
 
-def atan2(y: Tensor, x: Tensor) -> Tensor:
-    """Angle of (x, y) in (-pi, pi]; float32. atan2(0, 0) is 0."""
-    custom = default_net().executor.atan2
-    return make(custom(y.handle, x.handle), y.dtype)
-
-
 def max_pool2d(input: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
     """Square max pooling of (N,C,H,W), rounding the output size down."""
     return make(default_net().executor.max_pool2d(input.handle, kernel_size, stride, padding), input.dtype)
@@ -68,6 +62,24 @@ def _offered(name: str, *args, **attributes) -> Tensor | None:
     """What the executor's own version of an operation gives; None where it has none or declines."""
     custom = getattr(default_net().executor, name, None)
     return custom(*args, **attributes) if custom else None
+
+
+def atan2(y: Tensor, x: Tensor) -> Tensor:
+    """Angle of (x, y) in (-pi, pi]; float32, one shape. atan2(0, 0) is 0; the sign of a zero does not count."""
+    if y.dtype != "float32" or x.dtype != "float32":
+        raise TypeError(f"atan2: {y.dtype}, {x.dtype}; angles are float32")
+    if y.shape != x.shape:
+        raise ValueError(f"atan2: shapes {y.shape} and {x.shape}")
+    custom = _offered("atan2", y, x)
+    if custom is not None:
+        return custom
+    # The quotient of the smaller by the larger side stays in [0, 1], where atan is at its most exact.
+    across, up = F.abs(x), F.abs(y)
+    largest = F.maximum(F.maximum(across, up), 1e-30)
+    angle = F.unary(F.minimum(across, up) / largest, "atan")
+    angle = F.where(up > across, math.pi / 2 - angle, angle)
+    angle = F.where(x < 0.0, math.pi - angle, angle)
+    return F.where(y < 0.0, -angle, angle)
 
 
 def modulated_deform_conv2d(
