@@ -12,9 +12,10 @@ import pathlib
 import sys
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from errors import UniADError, one_line_errors
 from report.compare import METRICS, STAGES, Metric, Result, compare, load_result, summarize_latency
@@ -36,7 +37,7 @@ def limit_value(text: str) -> float:
     return value
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Compare a result of run.py with a base result (usually the PyTorch executor's).",
         epilog="Exit status: 0 all limits kept, 1 a limit broken, 2 bad input.",
@@ -115,7 +116,9 @@ def number(value: float | None, unit: str) -> str:
 def metric_cells(row: dict[str, Any]) -> list[str]:
     limit = "" if row["limit"] is None else f"{'>=' if row['unit'] == '' else '<='} {row['limit']:g}"
     verdict = {None: "", True: "ok", False: "BROKEN"}[row["kept"]]
-    cells = [row["title"], number(row["mean"], row["unit"]), number(row["worst"], row["unit"]), row["frame"] or "-"]
+    perfect = 1.0 if row["unit"] == "" else 0.0
+    frame = "-" if row["worst"] in (None, perfect) else row["frame"]
+    cells = [row["title"], number(row["mean"], row["unit"]), number(row["worst"], row["unit"]), frame]
     return [*cells, str(row["count"]), limit, verdict]
 
 
@@ -140,7 +143,7 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
     latency = summary["latency"]
     notes = [f"{summary[side]['path']}: no latency.json" for side in ("result", "base") if latency[side] is None]
     if latency["result"] or latency["base"]:
-        notes.append(f"latency without the first {latency['warmup_frames']} frame(s) of each run")
+        notes.append(f"latency: frames left out at the start of each run: {latency['warmup_frames']}")
     if latency["kept"] is False:
         notes.append(f"BROKEN: whole frame, p50 ratio above {latency['limit']:g}")
     held = "the worst frame" if summary["worst"] else "the whole run (mean, pooled share)"
@@ -175,13 +178,20 @@ def markdown(summary: dict[str, Any]) -> str:
 def print_tables(console: Console, summary: dict[str, Any]) -> None:
     """The same on the terminal, broken limits in red."""
     title = f"{summary['result']['path']} against {summary['base']['path']}, {summary['frames']} frames"
-    table = Table(*METRIC_HEADS[:3], *METRIC_HEADS[4:], title=title, title_justify="left")
+    shown = (0, 1, 2, 5, 6)  # what fits in 80 columns
+    table = Table(*(METRIC_HEADS[i] for i in shown), title=title, title_justify="left", box=box.SIMPLE)
     for row in summary["metrics"]:
         cells = metric_cells(row)
-        table.add_row(*cells[:3], *cells[4:], style="bold red" if row["kept"] is False else None)
+        table.add_row(*(cells[i] for i in shown), style="bold red" if row["kept"] is False else None)
     console.print(table)
     if summary["latency"]["result"] or summary["latency"]["base"]:
-        table = Table(*LATENCY_HEADS, title="latency per frame", title_justify="left")
+        table = Table(
+            Column("ms", no_wrap=True),
+            *LATENCY_HEADS[1:],
+            title="latency per frame",
+            title_justify="left",
+            box=box.SIMPLE,
+        )
         for cells in latency_cells(summary["latency"]):
             table.add_row(*cells)
         console.print(table)
@@ -191,13 +201,13 @@ def print_tables(console: Console, summary: dict[str, Any]) -> None:
     console.print(verdict, style="bold red" if verdict.startswith("BROKEN") else "bold green", markup=False)
 
 
-def main() -> int:
-    options = parse_arguments()
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
     if options.warmup < 0:
         raise UniADError(f"--warmup {options.warmup}: give 0 or more")
     result, base = load_result(options.input, "result"), load_result(options.base, "base result")
-    error_console = Console(stderr=True)
-    shown = track(result.frames, "comparing frames", console=error_console, transient=True)
+    console = Console(stderr=True)
+    shown = track(result.frames, "comparing frames", console=console, transient=True, disable=not console.is_terminal)
     rows = check_limits(compare(result, base, shown), options)
     summary = {
         "result": {"path": str(options.input), "run": result.run},

@@ -69,7 +69,7 @@ def _box_metrics(prefix: str, title: str, limits: tuple[float | None, ...]) -> t
         ("agreement", "in both results", ""),
         ("label_agreement", "same class", ""),
         ("centre_error", "centre", "m"),
-        ("size_error", "size, worst side", "m"),
+        ("size_error", "size", "m"),
         ("yaw_error", "yaw", "rad"),
         ("velocity_error", "velocity", "m/s"),
         ("score_error", "score", "score"),
@@ -80,10 +80,10 @@ def _box_metrics(prefix: str, title: str, limits: tuple[float | None, ...]) -> t
 METRICS: tuple[Metric, ...] = (
     *_box_metrics("track", "tracks by id", (0.95, 0.98, 0.10, 0.05, 0.05, 0.10, 0.02)),
     *_box_metrics("detection", "detections", (0.90, 0.95, 0.20, 0.10, 0.10, 0.20, 0.02)),
-    Metric("traj_error", "trajectories of tracks, all modes (ADE)", "m", 0.20),
+    Metric("traj_error", "trajectories: ADE of all modes", "m", 0.20),
     Metric("best_mode_agreement", "trajectories: same best mode", "", 0.90),
-    Metric("mode_score_error", "trajectories: mode probability", "score", 0.02),
-    Metric("ego_traj_error", "trajectories of the ego, all modes (ADE)", "m", 0.20),
+    Metric("mode_score_error", "trajectories: mode scores", "score", 0.02),
+    Metric("ego_traj_error", "ego: ADE of all modes", "m", 0.20),
     Metric("drivable_iou", "map: drivable area", "", 0.95),
     Metric("lane_divider_iou", "map: lane dividers", "", 0.90),
     Metric("lane_crossing_iou", "map: crossings", "", 0.90),
@@ -91,10 +91,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("lane_score_error", "map: lane score per cell", "score", 0.02),
     Metric("occ_iou", "occupancy: occupied cells", "", 0.95),
     Metric("occ_instance_agreement", "occupancy: same instance", "", 0.90),
-    Metric("raw_plan_error", "plan of the network, all steps (L2)", "m", 0.05),
-    *(Metric(f"raw_plan_{s}s_error", f"plan of the network, at {s} s (L2)", "m", None) for s in (1, 2, 3)),
-    Metric("plan_error", "plan optimised, all steps (L2)", "m", 0.10),
-    *(Metric(f"plan_{s}s_error", f"plan optimised, at {s} s (L2)", "m", None) for s in (1, 2, 3)),
+    Metric("raw_plan_error", "plan, raw: L2 of all steps", "m", 0.05),
+    *(Metric(f"raw_plan_{s}s_error", f"plan, raw: L2 at {s} s", "m", None) for s in (1, 2, 3)),
+    Metric("plan_error", "plan, optimised: L2, all steps", "m", 0.10),
+    *(Metric(f"plan_{s}s_error", f"plan, optimised: L2 at {s} s", "m", None) for s in (1, 2, 3)),
 )
 _LANES = ("divider", "crossing", "edge")
 
@@ -171,7 +171,7 @@ def read_frame(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int
             if missing:
                 raise UniADError(f"{path}: not a whole result record, {', '.join(missing)} missing")
             arrays = {key: file[key] for key in RECORD}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: one array
         raise UniADError(f"{path}: not a readable frame file ({error}); make the result again") from error
     sizes: dict[str, int] = {}
     for key, (kinds, shape) in RECORD.items():
