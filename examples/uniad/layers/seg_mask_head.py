@@ -1,0 +1,141 @@
+"""Mask decoders of the map head (Panoptic SegFormer, Li et al. 2022; seg_mask_head.py of UniAD).
+
+N = queries (seg_max_num things, or num_stuff_classes stuff), B = BEV cells, D = embed_dims, M = num_heads. The largest
+tensor is the attention of (M,N,B): at full size 8 x 100 x 40000, 128 MB in float32; three of them live at once at most.
+"""
+
+from config import UniADConfig
+from layers.basic import LayerNorm, Linear
+from trtllm import Module, ModuleList, Sequential, Tensor
+from trtllm import functional as F
+from trtllm import vision as V
+
+MLP_RATIO = 4
+NORM_EPS = 1e-6
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(L,D) -> (M,L,D/M)."""
+    length, d = x.shape
+    return F.permute(F.view(x, (length, num_heads, d // num_heads), False), (1, 0, 2))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of heads: query (M,N,C), key and value (M,L,C) -> (N,M*C)."""
+    m, n, c = query.shape
+    weights = F.softmax(attention_logits(query, key), -1)  # (M,N,L)
+    return F.view(F.permute(F.matmul(weights, value), (1, 0, 2)), (n, m * c))
+
+
+def attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """Scaled products of heads: query (M,N,C), key (M,L,C) -> (M,N,L)."""
+    return F.matmul(query * query.shape[-1] ** -0.5, key, transb=True)
+
+
+class Mlp(Module):
+    """Linear, exact GELU, Linear: (N,D) -> (N,D)."""
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.fc1 = Linear(embed_dims, MLP_RATIO * embed_dims)
+        self.fc2 = Linear(MLP_RATIO * embed_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(V.gelu_erf(self.fc1(x)))
+
+
+class SelfAttention(Module):
+    """Attention among the queries: (N,D) -> (N,D)."""
+
+    def __init__(self, embed_dims: int, num_heads: int):
+        super().__init__()
+        self.qkv = Linear(embed_dims, 3 * embed_dims)
+        self.proj = Linear(embed_dims, embed_dims)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (split_heads(part, self.num_heads) for part in F.chunk(self.qkv(x), 3, 1))
+        return self.proj(attend(query, key, value))
+
+
+class Attention(Module):
+    """Attention of queries (N,D) to the BEV (B,D) -> (N,D).
+
+    The checkpoint's linear_l1 and linear make a mask here too, which only the training losses read.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int):
+        super().__init__()
+        self.q = Linear(embed_dims, embed_dims)
+        self.k = Linear(embed_dims, embed_dims)
+        self.v = Linear(embed_dims, embed_dims)
+        self.proj = Linear(embed_dims, embed_dims)
+        self.num_heads = num_heads
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        projected = (self.q(query), self.k(memory), self.v(memory))
+        q, k, v = (split_heads(x, self.num_heads) for x in projected)
+        return self.proj(attend(q, k, v))
+
+
+class AttentionTail(Module):
+    """The last attention, whose logits are the mask: queries (N,D), BEV (B,D) -> (N,B), at or above 0."""
+
+    def __init__(self, embed_dims: int, num_heads: int):
+        super().__init__()
+        self.q = Linear(embed_dims, embed_dims)
+        self.k = Linear(embed_dims, embed_dims)
+        self.linear_l1 = Sequential(Linear(num_heads, num_heads), F.relu)
+        self.linear = Sequential(Linear(num_heads, 1), F.relu)
+        self.num_heads = num_heads
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        m, n, cells = self.num_heads, query.shape[0], memory.shape[0]
+        q, k = split_heads(self.q(query), m), split_heads(self.k(memory), m)
+        x = F.view(attention_logits(q, k), (m, n * cells))  # (M,NB)
+        # The two Linears mix heads. With the heads in front they need no transposed copy of the logits.
+        for linear in (self.linear_l1[0], self.linear[0]):
+            x = F.relu(F.matmul(linear.weight.value, x) + F.unsqueeze(linear.bias.value, 1))  # (M,NB), then (1,NB)
+        return F.view(x, (n, cells))
+
+
+class Block(Module):
+    """One decoder layer: (self-attention of the queries,) attention to the BEV, MLP; norms after each. -> (N,D)."""
+
+    def __init__(self, embed_dims: int, num_heads: int, self_attn: bool):
+        super().__init__()
+        self.head_norm1 = LayerNorm(embed_dims, NORM_EPS)
+        self.attn = Attention(embed_dims, num_heads)
+        self.head_norm2 = LayerNorm(embed_dims, NORM_EPS)
+        self.mlp = Mlp(embed_dims)
+        if self_attn:
+            self.self_attention = SelfAttention(embed_dims, num_heads)
+            self.norm3 = LayerNorm(embed_dims, NORM_EPS)
+        self.self_attn = self_attn
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        if self.self_attn:
+            query = self.norm3(query + self.self_attention(query))
+        query = self.head_norm1(query + self.attn(query, memory))
+        return self.head_norm2(query + self.mlp(query))
+
+
+class SegMaskHead(Module):
+    """Queries (N,D), the BEV (B,D) and positions (N,D) or none -> masks (N,B), and the queries (N,D) of each layer.
+
+    A cell belongs to a mask where the value exceeds 0.5; there is no sigmoid.
+    """
+
+    def __init__(self, config: UniADConfig, num_layers: int, self_attn: bool = False):
+        super().__init__()
+        d, m = config.embed_dims, config.num_heads
+        self.blocks = ModuleList([Block(d, m, self_attn) for _ in range(num_layers)])
+        self.attnen = AttentionTail(d, m)
+
+    def forward(self, query: Tensor, memory: Tensor, query_pos: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        queries = []
+        for block in self.blocks:
+            query = block(query + query_pos if query_pos is not None else query, memory)
+            queries.append(query)
+        masks = self.attnen(query + query_pos if query_pos is not None else query, memory)
+        return masks, queries
