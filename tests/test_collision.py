@@ -9,7 +9,7 @@ from runtime import collision
 
 BASE = load_config("base_e2e")
 TINY = load_config("tiny_e2e")
-ATOL = 1e-6  # metres; the solvers agree to the last bit of float32, IPOPT's own stopping tolerance is 1e-8
+ATOL = 2e-6  # metres: two steps of float32 at 10 m; in 2000 random scenes the largest difference was one step
 
 
 def recorded_case(index: int):

@@ -102,6 +102,7 @@ _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "l2g_t": (np.float32, (3,)),
 }
 _SCALARS = {"timestamp": "f", "command": "iu", "scene_token": "U", "sample_token": "U"}
+_KIND_NAMES = {"f": "float", "iu": "integer", "U": "string"}
 FRAME_KEYS = ("img", *_ARRAYS, *_SCALARS)
 
 
@@ -148,9 +149,6 @@ def make_frame(values: Mapping[str, Any], config: UniADConfig, where: str) -> Fr
     return Frame(**fields, paths=tuple(values.get("paths", ())))
 
 
-_KIND_NAMES = {"f": "float", "iu": "integer", "U": "string"}
-
-
 def _check_token(token: str, where: str) -> None:
     """A sample token becomes part of a file name: letters, digits, `-`, `_` and `.` only."""
     if not token or not all(c.isalnum() or c in "-_." for c in token):
@@ -166,16 +164,27 @@ def save_frame(path: pathlib.Path, frame: Frame) -> None:
 
 
 class FrameFolder:
-    """Frames `*.npz` of one folder, in name order. Raises FrameError where there are none, or one is unreadable."""
+    """Frames `*.npz` of one folder, in name order; `scenes` keeps those of some scene tokens.
 
-    def __init__(self, folder: pathlib.Path, config: UniADConfig):
+    Raises FrameError: no frame files, one that is unreadable, a scene that is split, an unknown scene.
+    """
+
+    def __init__(self, folder: pathlib.Path, config: UniADConfig, scenes: list[str] | None = None):
         self.folder = folder
         self.config = config
         self.files = sorted(folder.glob("*.npz"))
         if not self.files:
             raise FrameError(f"{folder}: no frame files (*.npz) in this folder")
-        self._infos = [self._read_info(index) for index in range(len(self.files))]
+        self._infos = [self._read_info(path) for path in self.files]
         _check_order(self._infos, self.folder)
+        if scenes is not None and "all" not in scenes:
+            known = {info.scene_token for info in self._infos}
+            unknown = [scene for scene in scenes if scene not in known]
+            if unknown:
+                raise FrameError(f"{folder}: no scene {unknown[0]!r}; there are: {', '.join(sorted(known))}")
+            kept = [i for i, info in enumerate(self._infos) if info.scene_token in scenes]
+            self.files = [self.files[i] for i in kept]
+            self._infos = [self._infos[i] for i in kept]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -184,31 +193,32 @@ class FrameFolder:
         return self._infos[index]
 
     def pose(self, index: int) -> Pose:
-        values = self._read(index, ("l2g_r_mat", "l2g_t", "can_bus"))
+        values = _read(self.files[index], ("l2g_r_mat", "l2g_t", "can_bus"))
         return Pose(values["l2g_r_mat"], values["l2g_t"], values["can_bus"][:3])
 
     def load(self, index: int) -> Frame:
-        return make_frame(self._read(index, FRAME_KEYS), self.config, str(self.files[index]))
+        return make_frame(_read(self.files[index], FRAME_KEYS), self.config, str(self.files[index]))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "frame folder", "path": str(self.folder.resolve()), "frames": len(self)}
 
-    def _read_info(self, index: int) -> FrameInfo:
-        values = self._read(index, ("scene_token", "sample_token"))
-        _check_token(str(values["sample_token"]), str(self.files[index]))
+    @staticmethod
+    def _read_info(path: pathlib.Path) -> FrameInfo:
+        values = _read(path, ("scene_token", "sample_token"))
+        _check_token(str(values["sample_token"]), str(path))
         return FrameInfo(str(values["scene_token"]), str(values["sample_token"]))
 
-    def _read(self, index: int, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Some arrays of a frame file; np.load decodes only those. allow_pickle stays off: frames are data."""
-        path = self.files[index]
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                missing = [key for key in keys if key not in file.files]
-                if missing:
-                    raise FrameError(f"{path}: fields missing from the frame: {', '.join(missing)}")
-                return {key: file[key] for key in keys}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-            raise FrameError(f"{path}: not a readable frame file ({error})") from error
+
+def _read(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Some arrays of a frame file; np.load decodes only those. allow_pickle stays off: frames are data."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file.files]
+            if missing:
+                raise FrameError(f"{path}: fields missing from the frame: {', '.join(missing)}")
+            return {key: file[key] for key in keys}
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise FrameError(f"{path}: not a readable frame file ({error})") from error
 
 
 def _check_order(infos: list[FrameInfo], where: pathlib.Path) -> None:
@@ -224,3 +234,25 @@ def _check_order(infos: list[FrameInfo], where: pathlib.Path) -> None:
         last = info.scene_token
         seen_scenes.add(info.scene_token)
         seen_samples.add(info.sample_token)
+
+
+def open_source(
+    path: pathlib.Path,
+    config: UniADConfig,
+    version: str | None = None,
+    scenes: list[str] | None = None,
+    can_bus: bool = True,
+) -> FrameSource:
+    """The frames of a nuScenes root (a folder with v1.0-* tables) or of a folder of frame files.
+
+    Raises FrameError: neither of them, or what NuScenesSource and FrameFolder raise.
+    """
+    if not path.is_dir():
+        raise FrameError(f"{path}: no such folder; give a nuScenes root or a folder of frame files (*.npz)")
+    if any(path.glob("v1.0-*")):
+        from data.nuscenes_source import NuScenesSource  # the devkit is only needed here
+
+        source = NuScenesSource(path, config, version, scenes, can_bus)
+        source.check_images()
+        return source
+    return FrameFolder(path, config, scenes)

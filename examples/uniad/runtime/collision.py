@@ -78,8 +78,9 @@ def _objective(position, reference, obstacles, present) -> tuple[float, np.ndarr
     away = position[:, None] - obstacles  # (6,M,2)
     bump = _WEIGHT * present * np.exp(-0.5 / SIGMA**2 * (away**2).sum(axis=-1))  # (6,M)
     value = float((offset**2).sum() + bump.sum())
-    gradient = 2 * offset - np.einsum("tm,tmi->ti", bump, away) / SIGMA**2  # (6,2)
-    curvature = np.einsum("tm,tmi,tmj->tij", bump, away, away) / SIGMA**4  # (6,2,2)
+    pushes = bump[..., None] * away / SIGMA**2  # (6,M,2)
+    gradient = 2 * offset - pushes.sum(axis=1)  # (6,2)
+    curvature = away.transpose(0, 2, 1) @ pushes / SIGMA**2  # (6,2,2)
     hessian = curvature + (2 - bump.sum(axis=1) / SIGMA**2)[:, None, None] * np.eye(2)  # (6,2,2)
     return value, gradient, hessian
 

@@ -20,7 +20,7 @@ from trtllm.torch_executor import TORCH, torch_executor
 class TorchSession:
     """See runtime.session.Session."""
 
-    _state: dict[str, torch.Tensor]
+    _state: dict[str, Tensor]
 
     def __init__(self, path: pathlib.Path, metadata: Mapping[str, str], device: str, dtype: str):
         if device == "cuda" and not torch.cuda.is_available():
