@@ -42,8 +42,8 @@ _OTHER: Colour = (225, 225, 225)
 _BACKGROUND: Colour = (20, 22, 28)
 _PANEL_BACKGROUND: Colour = (30, 33, 41)
 _TEXT: Colour = (222, 226, 233)
-_DIM: Colour = (128, 136, 150)
-_RING: Colour = (66, 72, 86)
+_DIM: Colour = (150, 158, 172)
+_RING: Colour = (140, 150, 170, 110)
 _EGO: Colour = (245, 245, 245)
 _DRIVABLE: Colour = (62, 74, 92)
 _LANES: tuple[tuple[str, Colour], ...] = (
@@ -94,7 +94,7 @@ def draw_frame(
     title = f"scene {frame.scene_token}    sample {frame.sample_token}    {moment}"
     ImageDraw.Draw(picture).text((16, _HEADER // 2), title, fill=_TEXT, font=_font(19), anchor="lm")
     with whole_file(path) as part:
-        picture.save(part, format="PNG", compress_level=2)
+        picture.save(part, format="PNG", compress_level=1)
 
 
 def draw_annotations(
@@ -168,7 +168,8 @@ def _camera(
 ) -> Image.Image:
     """One camera's cell: the image (H,W,3) BGR with every track's box."""
     size = (_CELL * _SCALE, height * _SCALE)
-    canvas = Image.fromarray(np.ascontiguousarray(image[..., ::-1])).resize(size, Image.Resampling.BILINEAR)
+    whole = Image.frombuffer("RGB", (image.shape[1], image.shape[0]), np.ascontiguousarray(image), "raw", "BGR", 0, 1)
+    canvas = whole.resize(size, Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas, "RGBA")
     zoom = np.array([size[0] / image.shape[1], size[1] / image.shape[0], 1.0])
     planes = _visible(*size)
@@ -264,14 +265,14 @@ def _birds_eye(
 
 def _overlay(canvas: Image.Image, layer: np.ndarray, extent: tuple[float, float, float, float], reach: float) -> None:
     """Blend an RGBA layer (h,w,4), row 0 = least y, covering x0 x1 y0 y1 metres, over a bird's-eye canvas."""
-    zoom = canvas.width / (2 * reach)
     x0, x1, y0, y1 = extent
-    left, right = round((x0 + reach) * zoom), round((x1 + reach) * zoom)
-    top, bottom = round((reach - y1) * zoom), round((reach - y0) * zoom)
-    image = Image.fromarray(np.ascontiguousarray(layer[::-1])).resize(
-        (right - left, bottom - top), Image.Resampling.BOX
-    )
-    canvas.paste(image, (left, top), image)
+    left, right, low, high = max(x0, -reach), min(x1, reach), max(y0, -reach), min(y1, reach)  # what is in view
+    columns, rows = layer.shape[1] / (x1 - x0), layer.shape[0] / (y1 - y0)  # cells per metre
+    source = ((left - x0) * columns, (y1 - high) * rows, (right - x0) * columns, (y1 - low) * rows)
+    zoom = canvas.width / (2 * reach)
+    size = round((right - left) * zoom), round((high - low) * zoom)
+    image = Image.fromarray(np.ascontiguousarray(layer[::-1])).resize(size, Image.Resampling.NEAREST, box=source)
+    canvas.paste(image, (round((left + reach) * zoom), round((reach - high) * zoom)), image)
 
 
 def _paint_map(canvas: Image.Image, result: Mapping[str, np.ndarray], config: UniADConfig, reach: float) -> None:
@@ -358,8 +359,8 @@ def _legend(
         rows += [("drivable", _DRIVABLE, "area"), *((name, colour, "area") for name, colour in _LANES)]
     if "occ_ins" in result:
         rows += [
-            ("occupied now", (*_instance_colour(1), 170), "area"),
-            ("occupied to 2 s", (*_instance_colour(1), 60), "area"),
+            ("occupied now, by object", (*_instance_colour(1), 170), "area"),
+            ("occupied within 2 s", (*_instance_colour(1), 60), "area"),
         ]
     for row, (text, colour, mark) in enumerate(rows):
         y = 44 + row * 58
