@@ -29,7 +29,7 @@ class Detections:
 
 
 class BEVFormerTrackHead(Module):
-    """See the file's head. Parameters in float32 where geometry hangs on them."""
+    """See the file's head."""
 
     def __init__(self, config: UniADConfig):
         super().__init__()
