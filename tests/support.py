@@ -42,6 +42,13 @@ def noise_floor() -> dict[str, float]:
         return {row[0]: float(row[1]) for row in rows}
 
 
+def tolerance(key: str, factor: float) -> float:
+    """factor x the noise floor of a recorded tensor; one float32 step of its largest value where that is larger."""
+    with open(shared_path("golden", "tiny", "fp32_noise.tsv"), newline="") as file:
+        largest = {row[0]: row[2] for row in csv.reader(file, delimiter="\t")}
+    return factor * max(noise_floor()[key], float(largest[key]) * float(np.finfo(np.float32).eps))
+
+
 def max_error(actual, expected) -> float:
     """Largest absolute difference; infinite where shapes differ or a value is not finite on one side only."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

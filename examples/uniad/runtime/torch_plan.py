@@ -1,35 +1,22 @@
 """Engines of the torch executor: a safetensors file of weights that describes itself."""
 
 import dataclasses
-import json
-import os
 import pathlib
 import platform
-import tempfile
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import safetensors
 import torch
+from graph_io import describe_graph
 from safetensors.numpy import save_file
 
 from config import UniADConfig
 from errors import UniADError
-from files import sha256_of
-from graph_io import input_specs, output_specs, state_specs
 from model import UniAD
+from runtime.plan_files import write_plan
 from runtime.session import TORCH_KIND
 from weight import CModel
-
-
-def describe_graph(config: UniADConfig, dtype: str) -> dict[str, Any]:
-    """Inputs, outputs and state pairs of the graph, for a sidecar file."""
-    return {
-        "inputs": [spec._asdict() for spec in input_specs(config)],
-        "outputs": [spec._asdict() for spec in output_specs(config)],
-        "state": [{**spec._asdict(), "out": f"{spec.name}_out"} for spec in state_specs(config, dtype)],
-    }
 
 
 def write_torch_plan(c_model: CModel, config: UniADConfig, dtype: str, path: pathlib.Path) -> None:
@@ -55,14 +42,12 @@ def write_torch_plan(c_model: CModel, config: UniADConfig, dtype: str, path: pat
         "built_with": f"torch {torch.__version__}, safetensors {safetensors.__version__}, "
         f"numpy {np.__version__}, Python {platform.python_version()}",
     }
+    facts = {**metadata, "config": dataclasses.asdict(config), **describe_graph(config, dtype)}
+    write_plan(path, lambda plan: _save(weights, plan, metadata), facts)
+
+
+def _save(weights: Mapping[str, np.ndarray], path: pathlib.Path, metadata: dict[str, str]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
-            plan, sidecar = pathlib.Path(work, "plan"), pathlib.Path(work, "json")
-            save_file(dict(weights), plan, metadata)
-            facts = {**metadata, "config": dataclasses.asdict(config), "plan_sha256": sha256_of(plan)}
-            sidecar.write_text(json.dumps({**facts, **describe_graph(config, dtype)}, indent=1))
-            os.replace(plan, path)
-            os.replace(sidecar, path.with_name(path.name + ".json"))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UniADError(f"cannot write {path}: {error}: free space or give another file") from error
+        save_file(dict(weights), path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
