@@ -1,0 +1,319 @@
+"""From camera features to the bird's-eye view: BEVFormer's encoder (Li et al. 2022) as UniAD runs it.
+
+Keys pts_bbox_head.{positional_encoding, transformer.{encoder, level_embeds, cams_embeds, can_bus_mlp}}. Upstream:
+uniad/modules/{transformer,encoder,temporal_self_attention,spatial_cross_attention}.py. A BEV map is (B,D), row-major:
+cell (y, x) is row y * bev_w + x. No batch dimension.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from config import UniADConfig
+from layers.basic import FFN, Embedding, LayerNorm, Linear
+from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, tap
+from trtllm import functional as F
+from trtllm import vision as V
+
+MIN_DEPTH = 1e-5  # metres in front of the camera
+
+
+class LearnedPositionalEncoding(Module):
+    """mmdet's LearnedPositionalEncoding: () -> (B,D), the column's vector (of x), then the row's (of y)."""
+
+    def __init__(self, num_feats: int, rows: int, columns: int):
+        super().__init__()
+        self.row_embed = Embedding(rows, num_feats)
+        self.col_embed = Embedding(columns, num_feats)
+
+    def forward(self) -> Tensor:
+        row, col = self.row_embed.weight.value, self.col_embed.weight.value  # (H,F) (W,F)
+        (h, feats), w = row.shape, col.shape[0]
+        x = F.expand(F.unsqueeze(col, 0), (h, w, feats))  # (H,W,F)
+        y = F.expand(F.unsqueeze(row, 1), (h, w, feats))  # (H,W,F)
+        return F.view(F.concat([x, y], 2), (h * w, 2 * feats))  # (B,D)
+
+
+def cell_centres(config: UniADConfig) -> np.ndarray:
+    """Centres x, y of the BEV cells in fractions of the grid, float32 (B,2)."""
+    x = (np.arange(config.bev_w, dtype=np.float32) + 0.5) / np.float32(config.bev_w)
+    y = (np.arange(config.bev_h, dtype=np.float32) + 0.5) / np.float32(config.bev_h)
+    return np.stack(np.broadcast_arrays(x[None], y[:, None]), -1).reshape(-1, 2)
+
+
+def pillar_points(config: UniADConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Anchors of the pillars over the cells, lidar frame, metres, float32: x (B,1), y (B,1), z (1,Z)."""
+    low, high = (np.asarray(config.pc_range[i : i + 3]) for i in (0, 3))
+    size, start = (high - low).astype(np.float32), low.astype(np.float32)
+    xy = cell_centres(config) * size[:2] + start[:2]  # (B,2)
+    height = high[2] - low[2]
+    z = np.linspace(0.5, height - 0.5, config.num_points_in_pillar, dtype=np.float32) / np.float32(height)
+    return xy[:, :1], xy[:, 1:], (z * size[2] + start[2])[None]
+
+
+def point_sampling(lidar2img: Tensor, config: UniADConfig) -> tuple[Tensor, Tensor]:
+    """Project the pillars' anchors into the cameras.
+
+    Args:
+        lidar2img: float32 (6,4,4), lidar point -> pixel * depth of the unpadded image.
+
+    Returns:
+        reference_points_cam, float32 (6,B,Z,2): x, y in fractions of the *padded* image; and the mask, bool (6,B,Z):
+        in front of the camera and strictly inside the image.
+    """
+    x, y, z = (F.constant(p[None]) for p in pillar_points(config))  # (1,B,1) (1,B,1) (1,1,Z)
+
+    def row(index: int) -> Tensor:
+        # Multiplied out element by element, in the matrix product's order: a matrix product of the same numbers may
+        # run in TF32, whose 10 bits of mantissa move a point by several pixels.
+        a = [F.view(F.slice(lidar2img, (0, index, j), (config.num_cams, 1, 1)), (-1, 1, 1)) for j in range(4)]
+        return a[0] * x + a[1] * y + a[2] * z + a[3]  # (6,B,Z)
+
+    depth = row(2)
+    divisor = F.maximum(depth, MIN_DEPTH)
+    u = row(0) / divisor / float(config.padded_width)
+    v = row(1) / divisor / float(config.padded_height)
+    mask = depth > MIN_DEPTH
+    for position in (u, v):
+        mask = F.op_and(mask, F.op_and(position > 0.0, position < 1.0))
+    return F.stack([u, v], 3), mask
+
+
+class TemporalSelfAttention(Module):
+    """Deformable attention over two BEV maps, history and current, averaged; with residual."""
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        dims, self.heads, self.points = config.embed_dims, config.num_heads, config.num_points
+        self.sampling_offsets = Linear(2 * dims, 2 * self.heads * self.points * 2)
+        self.attention_weights = Linear(2 * dims, 2 * self.heads * self.points)
+        self.value_proj = Linear(dims, dims)
+        self.output_proj = Linear(dims, dims)
+
+    def forward(
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        history: Tensor,
+        current: Tensor,
+        reference_points: Tensor,
+        spatial_shape: tuple[int, int],
+    ) -> Tensor:
+        """query, query_pos (Q,D), history, current (S,D), float32 reference_points (Q,2) of both maps -> (Q,D)."""
+        (q, dims), m, p = query.shape, self.heads, self.points
+        # The history is the first half of what predicts the offsets: cell by cell, before it is projected.
+        pair = F.concat([history, query + query_pos], 1)  # (Q,2D)
+        offsets = F.view(self.sampling_offsets(pair), (q, m, 2, 1, p, 2))
+        offsets = F.permute(offsets, (2, 0, 1, 3, 4, 5))  # (2,Q,M,1,P,2)
+        logits = F.permute(F.view(self.attention_weights(pair), (q, m, 2, p)), (2, 0, 1, 3))  # (2,Q,M,P)
+        value = self.value_proj(F.stack([history, current], 0))  # (2,S,D)
+        value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
+        reference = F.expand(F.view(reference_points, (1, q, 1, 2)), (2, q, 1, 2))
+        out = V.deformable_attention(value, reference, offsets, logits, [spatial_shape])  # (2,Q,D)
+        return query + self.output_proj(F.mean(out, 0))
+
+
+class MSDeformableAttention3D(Module):
+    """The projections of spatial cross-attention that upstream keeps under `deformable_attention`."""
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        dims, self.heads = config.embed_dims, config.num_heads
+        self.levels, self.points = config.fpn_num_outs, config.sca_num_points
+        samples = self.heads * self.levels * self.points
+        self.sampling_offsets = Linear(dims, samples * 2)
+        self.attention_weights = Linear(dims, samples)
+        self.value_proj = Linear(dims, dims)
+
+    def forward(
+        self,
+        query: Tensor,
+        features: Tensor,
+        reference_points_cam: Tensor,
+        mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """See SpatialCrossAttention. (Q,D), the mean over the cameras that see the query."""
+        (q, dims), m = query.shape, self.heads
+        offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
+        logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
+        value = F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False)  # (6,S,M,C)
+        return V.camera_cross_attention(value, reference_points_cam, mask, offsets, logits, spatial_shapes)
+
+
+class SpatialCrossAttention(Module):
+    """Each cell looks at the cameras that see its pillar; with residual. Takes no position of the query."""
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        self.deformable_attention = MSDeformableAttention3D(config)
+        self.output_proj = Linear(config.embed_dims, config.embed_dims)
+
+    def forward(
+        self,
+        query: Tensor,
+        features: Tensor,
+        reference_points_cam: Tensor,
+        mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """query (Q,D), features (6,S,D), reference_points_cam float32 (6,Q,Z,2), mask bool (6,Q,Z) -> (Q,D)."""
+        out = self.deformable_attention(query, features, reference_points_cam, mask, spatial_shapes)
+        return query + self.output_proj(out)
+
+
+class BEVFormerLayer(Module):
+    """Temporal self-attention, spatial cross-attention, feed-forward, each followed by a norm: (B,D) -> (B,D)."""
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        dims = config.embed_dims
+        self.attentions = ModuleList([TemporalSelfAttention(config), SpatialCrossAttention(config)])
+        self.ffns = ModuleList([FFN(dims, config.feedforward_channels)])
+        self.norms = ModuleList([LayerNorm(dims) for _ in range(3)])
+        self.bev_shape = (config.bev_h, config.bev_w)
+
+    def forward(
+        self,
+        query: Tensor,
+        bev_pos: Tensor,
+        history: Tensor,
+        current: Tensor,
+        reference_points: Tensor,
+        features: Tensor,
+        reference_points_cam: Tensor,
+        mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        x = self.attentions[0](query, bev_pos, history, current, reference_points, self.bev_shape)
+        x = self.norms[0](x)
+        x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes))
+        return self.norms[2](self.ffns[0](x))
+
+
+class BEVFormerEncoder(Module):
+    """The stack of BEVFormerLayers. Upstream: BEVFormerEncoder.forward."""
+
+    def __init__(self, config: UniADConfig):
+        super().__init__()
+        self.layers = ModuleList([BEVFormerLayer(config) for _ in range(config.encoder_num_layers)])
+        self.config = config
+
+    def forward(
+        self,
+        bev_query: Tensor,
+        bev_pos: Tensor,
+        features: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        lidar2img: Tensor,
+        shift: Tensor,
+        prev_bev: Tensor,
+        has_prev: Tensor,
+    ) -> Tensor:
+        """The BEV map (B,D) of this frame.
+
+        Args:
+            bev_query, bev_pos: (B,D).
+            features: (6,S,D), the levels one after another; spatial_shapes: their (h, w).
+            lidar2img: float32 (6,4,4).
+            shift: float32 (2), x and y in fractions of the grid.
+            prev_bev: (B,D), rotated; any finite numbers where has_prev is false.
+            has_prev: bool (1).
+        """
+        reference_points_cam, mask = point_sampling(lidar2img, self.config)  # (6,B,Z,2) (6,B,Z)
+        tap("bev.reference_points_cam", reference_points_cam)
+        tap("bev.mask", mask)
+        # The original shifts its reference points in place, so that they move for the history *and* the current map,
+        # and without a history too. The released weights were trained with that.
+        reference_points = F.constant(cell_centres(self.config)) + shift  # (B,2) float32
+        has_prev = F.unsqueeze(has_prev, 1)  # (1,1)
+        x = bev_query
+        for index, layer in enumerate(self.layers):
+            # With a history every layer's current map is the query that entered layer 0; without, a layer's own input
+            # stands for both maps.
+            history = F.where(has_prev, prev_bev, x)
+            current = F.where(has_prev, bev_query, x)
+            x = layer(x, bev_pos, history, current, reference_points, features, reference_points_cam, mask,
+                      spatial_shapes)  # fmt: skip
+            tap(f"bev.layer{index}", x)
+        tap("bev.out", x)
+        return x
+
+
+class CanBusMLP(Sequential):
+    """can_bus (18) -> (D): two linear layers with ReLU (keys 0 and 2) and a norm (key `norm`), all in float32."""
+
+    def __init__(self, dims: int):
+        # float32 whatever the network's type: positions of hundreds of metres lose their decimals in float16.
+        super().__init__(
+            Linear(18, dims // 2, dtype="float32"), F.relu, Linear(dims // 2, dims, dtype="float32"), F.relu
+        )
+        self.norm = LayerNorm(dims, dtype="float32")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class PerceptionTransformer(Module):
+    """The BEV encoder and the track decoder under one key, with the embeddings that the encoder's inputs need.
+
+    Args:
+        config: sizes.
+        decoder: the module under the key `decoder`, used by the caller.
+    """
+
+    def __init__(self, config: UniADConfig, decoder: Module):
+        super().__init__()
+        self.encoder = BEVFormerEncoder(config)
+        self.decoder = decoder
+        self.level_embeds = Parameter((config.fpn_num_outs, config.embed_dims))
+        self.cams_embeds = Parameter((config.num_cams, config.embed_dims))
+        self.can_bus_mlp = CanBusMLP(config.embed_dims)
+        self.config = config
+
+    def _rotate(self, prev_bev: Tensor, rotation: Tensor) -> Tensor:
+        """The last BEV map (B,D) turned into this frame's heading, by nearest sampling, 0 outside."""
+        h, w, dims = self.config.bev_h, self.config.bev_w, self.config.embed_dims
+        planes = F.permute(F.view(prev_bev, (h, w, dims)), (2, 0, 1))  # (D,H,W)
+        planes = V.rotate_nearest(planes, rotation)
+        return F.view(F.permute(planes, (1, 2, 0)), (h * w, dims))  # (B,D)
+
+    def _flatten(self, mlvl_feats: Sequence[Tensor]) -> Tensor:
+        """Levels (6,D,h,w), with camera and level embeddings added, one after another as (6,S,D)."""
+        cams = F.unsqueeze(self.cams_embeds.value, 1)  # (6,1,D)
+        levels = []
+        for level, feature in enumerate(mlvl_feats):
+            cells = F.permute(F.view(feature, (*feature.shape[:2], -1), False), (0, 2, 1))  # (6,hw,D)
+            levels.append(cells + (cams + F.narrow(self.level_embeds.value, 0, level, 1)))
+        return F.concat(levels, 1)
+
+    def get_bev_features(
+        self,
+        mlvl_feats: Sequence[Tensor],
+        bev_queries: Tensor,
+        bev_pos: Tensor,
+        can_bus: Tensor,
+        lidar2img: Tensor,
+        shift: Tensor,
+        rotation: Tensor,
+        prev_bev: Tensor,
+        has_prev: Tensor,
+    ) -> Tensor:
+        """The BEV map (B,D) of this frame, network type.
+
+        Args:
+            mlvl_feats: the pyramid's levels (6,D,h,w).
+            bev_queries, bev_pos: (B,D).
+            can_bus (18), lidar2img (6,4,4), shift (2), rotation (2,3), has_prev int32 (1): the engine's inputs of
+                the same names (docs/design.md).
+            prev_bev: (B,D), the last frame's result; ignored where has_prev is 0.
+        """
+        rotated = self._rotate(prev_bev, rotation)
+        tap("bev.prev_bev_rotated", rotated)
+        query = bev_queries + F.cast(self.can_bus_mlp(can_bus), bev_queries.dtype)  # (B,D)
+        tap("bev.query_plus_canbus", query)
+        spatial_shapes = [(f.shape[2], f.shape[3]) for f in mlvl_feats]
+        features = self._flatten(mlvl_feats)  # (6,S,D)
+        return self.encoder(
+            query, bev_pos, features, spatial_shapes, lidar2img, shift, rotated, F.cast(has_prev, "bool")
+        )
