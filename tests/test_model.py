@@ -119,15 +119,19 @@ def check_tracks(recorded, outputs, state):
     assert_close(np.sort(outputs["scores_3d_det"][inside]), np.sort(recorded["result.scores_3d_det"]), atol, "scores")
 
 
-def check_tasks(recorded, outputs):
+def check_tasks(recorded, outputs, decoded=True):
+    """`decoded`: the recording has the trajectories as the original returns them, else of all layers."""
     count = len(recorded["active.track_ids"])
     for name in ("traj", "traj_scores"):
         rows = np.concatenate([outputs[name][:count], outputs[name][-1:]])
-        assert_close(rows, recorded[f"result.{name}"], tolerance(f"result.{name}", FACTOR), name)
+        layers = {"traj": "motion.all_traj_preds", "traj_scores": "motion.all_traj_scores"}[name]
+        expected = recorded[f"result.{name}"] if decoded else recorded[layers][-1, 0]
+        assert_close(rows, expected, tolerance(f"result.{name}", FACTOR), name)
     if "occ.seg_out" in recorded:
         np.testing.assert_array_equal(outputs["occ_seg"], recorded["occ.seg_out"][0, :, 0])
+    if "occ.ins_seg_out" in recorded:
         np.testing.assert_array_equal(outputs["occ_ins"], recorded["occ.ins_seg_out"][0])
-    else:
+    if "occ.seg_out" not in recorded:  # the original skips the head where there is no vehicle
         assert not outputs["occ_seg"].any() and not outputs["occ_ins"].any()
     if "seg.res.drivable" in recorded:
         np.testing.assert_array_equal(outputs["map_drivable"], recorded["seg.res.drivable"])
@@ -159,8 +163,8 @@ def test_panseg_with_one_level():
         recorded = golden("tiny_segL1", f"frame_{index}.npz")
         inputs = golden("tiny", f"frame_{index}.npz")
         outputs, state, _ = run.frame({**inputs, **recorded}, index)
-        check_tracks({**inputs, **recorded}, outputs, state)
-        check_tasks(recorded, outputs)
+        check_tracks({**inputs, **recorded}, outputs, state)  # the tracks do not depend on the map
+        check_tasks(recorded, outputs, decoded=False)
 
 
 @pytest.mark.parametrize("broken", [{"shift": np.zeros(2, np.float32)}, {"has_prev": np.zeros(1, np.int32)}])
