@@ -7,6 +7,7 @@ A source of frames is a sequence: `len(source)`, `source.info(index)` (cheap: to
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import zipfile
@@ -200,7 +201,9 @@ class FrameFolder:
         return make_frame(_read(self.files[index], FRAME_KEYS), self.config, str(self.files[index]))
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "frame folder", "path": str(self.folder.resolve()), "frames": len(self)}
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        files = hashlib.sha256(repr(stats).encode()).hexdigest()  # changes where a file was written again
+        return {"kind": "frame folder", "path": str(self.folder.resolve()), "frames": len(self), "files_sha256": files}
 
     @staticmethod
     def _read_info(path: pathlib.Path) -> FrameInfo:

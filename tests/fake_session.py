@@ -1,0 +1,76 @@
+"""A session without a network: outputs follow from the inputs and a state as a real engine's do.
+
+As a script it is run.py with this session: `python fake_session.py ARGUMENTS OF run.py`, where FAKE_SECONDS slows each
+frame down and FAKE_BREAK names a thing to go wrong.
+"""
+
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+from frame_factory import SMALL
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "examples" / "uniad"
+
+
+class FakeSession:
+    """See runtime.session.Session. One more track per frame of a scene; ids count on for ever."""
+
+    def __init__(self, config=SMALL, convention="v2.0"):
+        self.config, self.convention = config, convention
+        self.broken = os.environ.get("FAKE_BREAK", "")
+        self.seconds = float(os.environ.get("FAKE_SECONDS", "0"))
+        self.reset()
+
+    def describe(self):
+        return {"kind": "fake"}
+
+    def reset(self):
+        self.tracks, self.next_id = [], 0
+
+    def get_state(self):
+        return {"max_obj_id": np.array([self.next_id], np.int32)}
+
+    def set_state(self, state):
+        self.reset()
+        self.next_id = int(state["max_obj_id"][0])
+
+    def infer(self, inputs):
+        from graph_io import input_specs, output_specs
+
+        for spec in input_specs(self.config):
+            assert (inputs[spec.name].dtype.name, inputs[spec.name].shape) == (spec.dtype, spec.shape), spec
+        assert set(inputs) == {spec.name for spec in input_specs(self.config)}
+        time.sleep(self.seconds)
+        if not inputs["has_prev"][0]:
+            self.tracks = []
+        self.tracks.append(self.next_id)
+        self.next_id += 1
+        # Everything depends on every input and on how many frames this scene had.
+        seed = abs(hash(tuple(float(inputs[name].astype(np.float64).sum()) for name in sorted(inputs))))
+        rng = np.random.default_rng([seed, len(self.tracks), self.next_id])
+        outputs = {}
+        for spec in output_specs(self.config):
+            values = rng.normal(size=spec.shape) if spec.dtype == "float32" else rng.integers(0, 2, spec.shape)
+            outputs[spec.name] = values.astype(spec.dtype)
+        live = np.array(self.tracks[-len(outputs["track_ids"]) :], np.int32)
+        outputs["track_ids"][:] = -1
+        outputs["track_ids"][: len(live)] = live
+        outputs["boxes_3d"][len(live) :] = np.nan  # empty rows mean nothing
+        outputs["num_dropped"][:] = len(self.tracks) - len(live)
+        if self.broken == "nan" and len(self.tracks) == 2:
+            outputs["sdc_traj_raw"][3] = np.nan
+        return outputs
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(SCRIPTS))
+    import run
+
+    from errors import one_line_errors
+
+    run.open_session = lambda path, device, dtype: FakeSession()
+    with one_line_errors():
+        run.main()
