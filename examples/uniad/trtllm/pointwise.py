@@ -72,7 +72,7 @@ def constant(ndarray: np.ndarray, as_dtype: str | None = None) -> Tensor:
     """A tensor that does not depend on the frame. int64 arrays become int32, float64 become float32."""
     array = np.asarray(ndarray)
     narrow = {"int64": "int32", "float64": "float32"}
-    array = np.ascontiguousarray(array, dtype=as_dtype or narrow.get(str(array.dtype), str(array.dtype)))
+    array = np.asarray(array, dtype=as_dtype or narrow.get(str(array.dtype), str(array.dtype)), order="C")
     if str(array.dtype) not in DTYPES:
         raise TypeError(f"constant: no tensor type {array.dtype}")
     return make(default_net().executor.constant(array), str(array.dtype), array)
@@ -87,13 +87,19 @@ def cast(input: Tensor, dtype: str) -> Tensor:
     return make(default_net().executor.cast(input.handle, input.dtype, dtype), dtype)
 
 
+def _number(name: str, value: float, like: Tensor) -> Tensor:
+    if isinstance(value, float) and like.dtype not in FLOATS:
+        raise TypeError(f"{name}: the number {value} beside {like.dtype}; cast the tensor or give an integer")
+    return constant(np.full((1,) * like.ndim(), value, like.dtype))
+
+
 def _operands(name: str, left: Operand, right: Operand) -> tuple[Tensor, Tensor]:
     if not isinstance(left, Tensor) and not isinstance(right, Tensor):
         raise TypeError(f"{name}: one side must be a tensor")
     like = left if isinstance(left, Tensor) else right
     assert isinstance(like, Tensor)
-    left = left if isinstance(left, Tensor) else constant(np.asarray(left, like.dtype))
-    right = right if isinstance(right, Tensor) else constant(np.asarray(right, like.dtype))
+    left = left if isinstance(left, Tensor) else _number(name, left, like)
+    right = right if isinstance(right, Tensor) else _number(name, right, like)
     _one_type(name, left, right)
     try:
         np.broadcast_shapes(left.shape, right.shape)
@@ -258,9 +264,12 @@ def where(condition: Tensor, left: Operand, right: Operand) -> Tensor:
     """left where condition (bool) holds, else right; all three broadcast."""
     _check("where", condition, ("bool",))
     a, b = _operands("where", left, right)
+    try:
+        np.broadcast_shapes(condition.shape, a.shape, b.shape)
+    except ValueError:
+        raise ValueError(f"where: shapes {condition.shape}, {a.shape} and {b.shape} do not broadcast") from None
     ndim = builtins.max(condition.ndim(), a.ndim())
     condition, a, b = (_pad_rank(t, ndim) for t in (condition, a, b))
-    np.broadcast_shapes(condition.shape, a.shape, b.shape)
     return make(default_net().executor.where(condition.handle, a.handle, b.handle), a.dtype)
 
 

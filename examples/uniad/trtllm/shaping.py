@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtllm.network import Tensor, default_net
-from trtllm.pointwise import _one_type, axis, make
+from trtllm.pointwise import _one_type, make
+from trtllm.pointwise import axis as front
 
 __all__ = [
     "chunk",
@@ -52,13 +53,13 @@ def flatten(input: Tensor) -> Tensor:
 
 def unsqueeze(input: Tensor, axis: int) -> Tensor:
     """Insert a dimension of length 1 at `axis`."""
-    place = axis % (input.ndim() + 1)
+    place = front(axis, input.ndim() + 1)
     return view(input, (*input.shape[:place], 1, *input.shape[place:]), False)
 
 
 def squeeze(input: Tensor, dim: int) -> Tensor:
     """Drop dimension `dim`, which must have length 1."""
-    place = axis(dim, input.ndim())
+    place = front(dim, input.ndim())
     if input.shape[place] != 1:
         raise ValueError(f"squeeze: dimension {dim} of {input.shape} is not 1")
     return view(input, input.shape[:place] + input.shape[place + 1 :], False)
@@ -66,7 +67,7 @@ def squeeze(input: Tensor, dim: int) -> Tensor:
 
 def permute(input: Tensor, dims: Sequence[int]) -> Tensor:
     """Reorder dimensions: output dimension i is input dimension dims[i]."""
-    order = tuple(axis(d, input.ndim()) for d in dims)
+    order = tuple(front(d, input.ndim()) for d in dims)
     if sorted(order) != list(range(input.ndim())):
         raise ValueError(f"permute: {tuple(dims)} does not order the dimensions of {input.shape}")
     return make(default_net().executor.permute(input.handle, order), input.dtype)
@@ -75,7 +76,7 @@ def permute(input: Tensor, dims: Sequence[int]) -> Tensor:
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Swap two dimensions."""
     order = list(range(input.ndim()))
-    dim0, dim1 = axis(dim0, input.ndim()), axis(dim1, input.ndim())
+    dim0, dim1 = front(dim0, input.ndim()), front(dim1, input.ndim())
     order[dim0], order[dim1] = dim1, dim0
     return permute(input, order)
 
@@ -101,10 +102,10 @@ def slice(input: Tensor, starts: Sequence[int], sizes: Sequence[int], strides: S
 
 def narrow(input: Tensor, dim: int, start: int, size: int) -> Tensor:
     """input[start : start + size] along one dimension (torch.narrow)."""
-    place = axis(dim, input.ndim())
+    place = front(dim, input.ndim())
     starts, sizes = [0] * input.ndim(), list(input.shape)
     starts[place], sizes[place] = start, size
-    return input if sizes == list(input.shape) else slice(input, starts, sizes)
+    return input if start == 0 and size == input.shape[place] else slice(input, starts, sizes)
 
 
 def select(input: Tensor, dim: int, index: int) -> Tensor:
@@ -114,7 +115,7 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
 
 def split(tensor: Tensor, split_size_or_sections: int | Sequence[int], dim: int = 0) -> list[Tensor]:
     """Cut along `dim` into pieces of one size, or of the sizes given."""
-    length = tensor.shape[axis(dim, tensor.ndim())]
+    length = tensor.shape[front(dim, tensor.ndim())]
     if isinstance(split_size_or_sections, int):
         if length % split_size_or_sections:
             raise ValueError(f"split: {length} in pieces of {split_size_or_sections}")
@@ -127,18 +128,21 @@ def split(tensor: Tensor, split_size_or_sections: int | Sequence[int], dim: int 
 
 def chunk(tensor: Tensor, chunks: int, dim: int = 0) -> list[Tensor]:
     """Cut along `dim` into `chunks` equal pieces."""
-    return split(tensor, tensor.shape[axis(dim, tensor.ndim())] // chunks, dim)
+    length = tensor.shape[front(dim, tensor.ndim())]
+    if length % chunks:
+        raise ValueError(f"chunk: {length} in {chunks} equal pieces")
+    return split(tensor, length // chunks, dim)
 
 
 def unbind(input: Tensor, dim: int = 0) -> list[Tensor]:
     """The slices along `dim`, without that dimension."""
-    return [select(input, dim, i) for i in range(input.shape[axis(dim, input.ndim())])]
+    return [select(input, dim, i) for i in range(input.shape[front(dim, input.ndim())])]
 
 
 def concat(inputs: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join along `dim`; all else must agree."""
     dtype = _one_type("concat", *inputs)
-    place = axis(dim, inputs[0].ndim())
+    place = front(dim, inputs[0].ndim())
     rest = {t.shape[:place] + (0,) + t.shape[place + 1 :] for t in inputs}
     if len(rest) != 1:
         raise ValueError(f"concat: shapes {[t.shape for t in inputs]} along {dim}")
@@ -161,7 +165,7 @@ def repeat(input: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def repeat_interleave(tensor: Tensor, repeats: int, dim: int) -> Tensor:
     """Each slice along `dim` repeated `repeats` times in a row."""
-    place = axis(dim, tensor.ndim())
+    place = front(dim, tensor.ndim())
     shape = tensor.shape
     wide = expand(unsqueeze(tensor, place + 1), (*shape[: place + 1], repeats, *shape[place + 1 :]))
     return view(wide, (*shape[:place], shape[place] * repeats, *shape[place + 1 :]), False)

@@ -9,6 +9,7 @@ import torch.nn.functional as TF
 from trtllm import vision
 from trtllm.functional import make
 from trtllm.network import Tensor
+from trtllm.torch_sampling import BLOCK, LevelTable, deform_conv
 
 TORCH = {
     "float32": torch.float32,
@@ -162,51 +163,11 @@ class TorchExecutor:
         return TF.grid_sample(x, grid, mode, "zeros", align_corners)
 
 
-def bilinear_corners(x: torch.Tensor, y: torch.Tensor, height: int, width: int):
-    """The four cells around pixel position (x, y): flat indices and weights, both (…,4); 0 weight outside."""
-    x0, y0 = torch.floor(x), torch.floor(y)
-    fx, fy = x - x0, y - y0
-    x0, y0 = x0.long(), y0.long()
-    xs = torch.stack([x0, x0 + 1, x0, x0 + 1], -1)
-    ys = torch.stack([y0, y0, y0 + 1, y0 + 1], -1)
-    weights = torch.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], -1)
-    inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
-    return torch.where(inside, ys * width + xs, 0), torch.where(inside, weights, 0.0)
-
-
 class TorchCPUExecutor(TorchExecutor):
-    """The torch executor on the CPU in float32, with the sampling operations as weighted sums of table rows.
+    """The torch executor on the CPU in float32, with the heavy vision operations done the fast way (torch_sampling).
 
-    torch's embedding_bag adds weighted rows of a table several times faster than grid_sample and a sum can, and
-    needs no memory for the single samples. Queries that a camera cannot see are skipped, as the original does.
+    Queries that a camera cannot see are skipped, as the original does.
     """
-
-    query_block = 8192  # queries sampled at a time: bounds the memory of indices and weights
-
-    def _sample(self, table: torch.Tensor, locations, weights, spatial_shapes) -> torch.Tensor:
-        """table (S,M,C), locations (Q,M,L,P,2), weights (Q,M,L,P) -> (Q,M*C)."""
-        _, m, c = table.shape
-        rows = table.reshape(-1, c)
-        head = torch.arange(m).view(1, m, 1, 1, 1)
-        out = []
-        for first in range(0, locations.shape[0], self.query_block):
-            block = slice(first, first + self.query_block)
-            start, indices, shares = 0, [], []
-            for level, (h, w) in enumerate(spatial_shapes):
-                grid = locations[block, :, level] * 2 - 1  # grid_sample's rounding, which the original has too
-                x, y = ((grid[..., 0] + 1) * w - 1) / 2, ((grid[..., 1] + 1) * h - 1) / 2
-                index, share = bilinear_corners(x, y, h, w)  # (q,M,P,4)
-                indices.append((index + start) * m + head[:, :, 0])
-                shares.append(share * weights[block, :, level, :, None])
-                start += h * w
-            index = torch.stack(indices, 2).flatten(2)  # (q,M,L*P*4)
-            share = torch.stack(shares, 2).flatten(2)
-            count = index.shape[0]
-            bags = TF.embedding_bag(
-                index.view(count * m, -1), rows, mode="sum", per_sample_weights=share.view(count * m, -1)
-            )
-            out.append(bags.view(count, m * c))
-        return torch.cat(out)
 
     def atan2(self, y, x):
         return make(torch.atan2(y.handle, x.handle), "float32")
@@ -215,8 +176,8 @@ class TorchCPUExecutor(TorchExecutor):
         if value.dtype != "float32":
             return None
         locations, weights = vision.sampling_points(reference_points, offsets, logits, spatial_shapes, num_queries)
-        pairs = zip(value.handle, locations.handle, weights.handle)
-        return make(torch.stack([self._sample(v, at, by, spatial_shapes) for v, at, by in pairs]), "float32")
+        triples = zip(value.handle, locations.handle, weights.handle)
+        return make(torch.stack([LevelTable(v, spatial_shapes).sample(at, by) for v, at, by in triples]), "float32")
 
     def camera_cross_attention(self, value, reference_points_cam, visible, offsets, logits, spatial_shapes):
         if value.dtype != "float32":
@@ -229,35 +190,32 @@ class TorchCPUExecutor(TorchExecutor):
         out = torch.zeros(q, math.prod(value.shape[2:]))
         for cam in range(value.shape[0]):
             rows = torch.nonzero(seen[cam]).squeeze(1)
-            for part in torch.split(rows, self.query_block):
+            if not len(rows):
+                continue
+            table = LevelTable(value.handle[cam], spatial_shapes)
+            for part in torch.split(rows, BLOCK):
                 reference = reference_points_cam.handle[cam, part].view(-1, 1, 1, 1, z, 2)
                 moved = (offsets.handle[part] * scale).view(-1, m, levels, points // z, z, 2)
                 locations = (reference + moved).view(-1, m, levels, points, 2)
-                out[part] += self._sample(value.handle[cam], locations, weights[part], spatial_shapes)
+                out[part] += table.sample(locations, weights[part])
         return make(out / seen.sum(0).clamp(min=1).unsqueeze(1), "float32")
 
     def modulated_deform_conv2d(self, x, offset_mask, weight, stride, padding):
         if x.dtype != "float32":
             return None
-        (n, c, h, w), (o, _, kh, kw) = x.shape, weight.shape
-        ho, wo = offset_mask.shape[2:]
-        taps = kh * kw
-        base_y = (
-            torch.arange(ho).view(1, ho, 1) * stride - padding + torch.arange(kh).repeat_interleave(kw).view(-1, 1, 1)
-        )
-        base_x = torch.arange(wo).view(1, 1, wo) * stride - padding + torch.arange(kw).repeat(kh).view(-1, 1, 1)
-        kernel = weight.handle.permute(0, 2, 3, 1).reshape(o, taps * c)  # (O,9C)
-        out = torch.empty(n, o, ho, wo)
-        for i in range(n):
-            table = x.handle[i].permute(1, 2, 0).reshape(h * w, c)
-            offset = offset_mask.handle[i, : 2 * taps].view(taps, 2, ho, wo)
-            mask = torch.sigmoid(offset_mask.handle[i, 2 * taps :])  # (9,H',W')
-            index, share = bilinear_corners(base_x + offset[:, 1], base_y + offset[:, 0], h, w)  # (9,H',W',4)
-            share = share * mask.unsqueeze(-1)
-            index, share = (t.permute(1, 2, 0, 3).reshape(-1, 4) for t in (index, share))  # (H'W'9,4)
-            columns = TF.embedding_bag(index, table, mode="sum", per_sample_weights=share)  # (H'W'9,C)
-            out[i] = (kernel @ columns.view(ho * wo, taps * c).T).view(o, ho, wo)
-        return make(out, "float32")
+        return make(deform_conv(x.handle, offset_mask.handle, weight.handle, stride, padding), "float32")
+
+    def conv2d_norm(self, x, weight, mean, var, gain, shift, residual, stride, padding, relu, eps):
+        if x.dtype != "float32":
+            return None
+        # The normalisation goes into the weights, the rest happens in place: each pass over a feature map that is
+        # saved counts, as does its memory.
+        scale = gain.handle / torch.sqrt(var.handle + eps)
+        folded = weight.handle * scale.view(-1, 1, 1, 1)
+        out = TF.conv2d(x.handle, folded, shift.handle - mean.handle * scale, stride, padding)
+        if residual is not None:
+            out += residual.handle
+        return make(out.relu_() if relu else out, "float32")
 
 
 def torch_executor(device: str = "cpu") -> TorchExecutor:

@@ -82,6 +82,35 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
     return F.where(y < 0.0, -angle, angle)
 
 
+def conv2d_norm(
+    input: Tensor,
+    weight: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    relu: bool = True,
+    eps: float = 1e-5,
+) -> Tensor:
+    """relu(batch_norm(conv2d(input, weight)) + residual): one step of a residual network.
+
+    Shapes as conv2d's and batch_norm's; residual has the output's.
+    """
+    custom = _offered(
+        "conv2d_norm", input, weight, running_mean, running_var, gain, shift, residual,
+        stride=stride, padding=padding, relu=relu, eps=eps,
+    )  # fmt: skip
+    if custom is not None:
+        return custom
+    out = F.conv2d(input, weight, None, stride, padding)  # (N,O,H',W')
+    out = batch_norm(out, running_mean, running_var, gain, shift, eps)
+    out = out + residual if residual is not None else out
+    return F.relu(out) if relu else out
+
+
 def modulated_deform_conv2d(
     input: Tensor, offset_mask: Tensor, weight: Tensor, stride: int = 1, padding: int = 1
 ) -> Tensor:

@@ -1,0 +1,117 @@
+"""Plain references of the vision operations, written from their papers with explicit loops over corners and levels.
+
+Each takes the torch module first, so that this file imports without torch.
+"""
+
+
+def bilinear(t, plane, x, y):
+    """plane (C,H,W) at pixel positions x, y (…): (C,…); every corner that lies outside counts 0."""
+    height, width = plane.shape[1:]
+    out = 0
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, row = x.floor() + dx, y.floor() + dy
+            share = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            cell = plane[:, row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()]
+            out = out + cell * (share * inside)
+    return out
+
+
+def deform_conv(t, x, offset_mask, weight, stride):
+    """Modulated deformable 3x3 convolution, padding 1 (Zhu et al. 2019, equation 1)."""
+    n, _, height, width = offset_mask.shape
+    kernel = t.tensor(weight)
+    rows = t.arange(height).view(-1, 1) * stride
+    columns = t.arange(width).view(1, -1) * stride
+    out = t.zeros(n, kernel.shape[0], height, width)
+    for image in range(n):
+        for tap in range(9):
+            y = rows + tap // 3 - 1 + offset_mask[image, 2 * tap]
+            x_ = columns + tap % 3 - 1 + offset_mask[image, 2 * tap + 1]
+            sample = bilinear(t, x[image], x_, y) * offset_mask[image, 18 + tap].sigmoid()
+            out[image] += t.einsum("oc,chw->ohw", kernel[:, :, tap // 3, tap % 3], sample)
+    return out
+
+
+def sampling(t, reference, offsets, logits, shapes):
+    """Locations (B,Q,M,L,P,2) and weights (B,Q,M,L,P) of deformable attention (Zhu et al. 2021)."""
+    levels, points = offsets.shape[3:5]
+    locations = t.zeros(offsets.shape)
+    for level in range(levels):
+        height, width = shapes[level if len(shapes) > 1 else 0]
+        at = reference[:, :, None, level, None]  # (B,Q,1,1,2 or 4)
+        step = offsets[:, :, :, level]
+        if reference.shape[-1] == 2:
+            locations[:, :, :, level] = at + step / t.tensor([width, height])
+        else:
+            locations[:, :, :, level] = at[..., :2] + step / points * at[..., 2:] / 2
+    return locations, logits.softmax(-1).view(offsets.shape[:-1])
+
+
+def sampled_levels(t, value, locations, weights, shapes):
+    """sum over levels and points of weight times value at location: (B,Q,M*C)."""
+    batch, _, heads, channels = value.shape
+    queries = locations.shape[1]
+    out = t.zeros(batch, queries, heads, channels)
+    for b in range(batch):
+        for m in range(heads):
+            start = 0
+            for level, (height, width) in enumerate(shapes):
+                plane = value[b, start : start + height * width, m].T.reshape(channels, height, width)
+                at = locations[b, :, m, level]  # (Q,P,2)
+                sample = bilinear(t, plane, at[..., 0] * width - 0.5, at[..., 1] * height - 0.5)  # (C,Q,P)
+                out[b, :, m] += (sample * weights[b, :, m, level]).sum(-1).T
+                start += height * width
+    return out.flatten(2)
+
+
+def deform_attention(t, value, reference, offsets, logits, shapes, num_queries=None):
+    """Deformable attention; with num_queries, the flat walk over the buffers of mmcv's kernel where one real level
+    meets several configured ones."""
+    locations, weights = sampling(t, reference, offsets, logits, shapes)
+    if num_queries is not None:
+        batch, _, heads, _, points, _ = locations.shape
+        flat_at, flat_by = locations.reshape(batch, -1, 2), weights.reshape(batch, -1)
+        locations = t.zeros(batch, num_queries, heads, 1, points, 2)
+        weights = t.zeros(batch, num_queries, heads, 1, points)
+        for q in range(num_queries):
+            for m in range(heads):
+                first = (q * heads + m) * points
+                locations[:, q, m, 0] = flat_at[:, first : first + points]
+                weights[:, q, m, 0] = flat_by[:, first : first + points]
+    return sampled_levels(t, value, locations, weights, shapes)
+
+
+def camera_attention(t, value, reference, visible, offsets, logits, shapes):
+    """BEVFormer's spatial cross-attention: the mean over the cameras that see a query (Li et al. 2022)."""
+    cameras, queries, anchors, _ = reference.shape
+    heads, levels, points = offsets.shape[1:4]
+    weights = logits.softmax(-1).view(1, queries, heads, levels, points)
+    out = t.zeros(queries, value.shape[2] * value.shape[3])
+    count = t.zeros(queries)
+    for camera in range(cameras):
+        at = t.zeros(1, queries, heads, levels, points, 2)
+        for point in range(points):
+            for level, (height, width) in enumerate(shapes):
+                start = reference[camera, :, None, point % anchors]  # (Q,1,2)
+                at[0, :, :, level, point] = start + offsets[:, :, level, point] / t.tensor([width, height])
+        sees = visible[camera].any(-1)
+        sample = sampled_levels(t, value[camera : camera + 1], at, weights, shapes)[0]
+        out += t.where(sees[:, None], sample, 0.0)
+        count += sees
+    return out / count.clamp(min=1)[:, None]
+
+
+def rotate(t, image, matrix):
+    """Nearest rotation about the centre: output pixel -> input pixel by `matrix`, 0 outside."""
+    _, height, width = image.shape
+    out = t.zeros(image.shape)
+    for row in range(height):
+        for column in range(width):
+            centred = t.tensor([column - (width - 1) / 2, row - (height - 1) / 2, 1.0])
+            x, y = (matrix @ centred).tolist()
+            x, y = round(x + (width - 1) / 2), round(y + (height - 1) / 2)
+            if 0 <= x < width and 0 <= y < height:
+                out[:, row, column] = image[:, y, x]
+    return out
