@@ -1,6 +1,7 @@
 """What goes into and comes out of the frame's graph: the tables of docs/design.md as data. Needs numpy only."""
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from config import UniADConfig
 
@@ -85,3 +86,12 @@ def output_specs(config: UniADConfig) -> list[TensorSpec]:
         TensorSpec("occ_ins", "int32", occ, "occ"),
         TensorSpec("sdc_traj_raw", "float32", (config.planning_steps, 2), "plan"),
     ]
+
+
+def describe_graph(config: UniADConfig, dtype: str, tasks: Collection[str] = TASKS) -> dict[str, Any]:
+    """Inputs, outputs of `tasks` and state pairs of the graph, for an engine's side file."""
+    return {
+        "inputs": [spec._asdict() for spec in input_specs(config)],
+        "outputs": [spec._asdict() for spec in output_specs(config) if spec.task in tasks],
+        "state": [{**spec._asdict(), "out": f"{spec.name}_out"} for spec in state_specs(config, dtype)],
+    }

@@ -12,8 +12,10 @@ import numpy as np
 
 from config import UniADConfig
 from errors import UniADError
+from runtime.plan_files import Sidecar, sidecar_path
 
 TORCH_KIND = "uniad-torch"
+TENSORRT_KINDS = {"uniad-tensorrt": "tensorrt", "uniad-tensorrt-rtx": "tensorrt_rtx"}  # kind -> module that runs it
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float16")
 
@@ -66,22 +68,45 @@ def read_plan_metadata(path: pathlib.Path) -> dict[str, str]:
     return metadata
 
 
-def open_session(engine_path: pathlib.Path, device: str = "cpu", dtype: str = "float32") -> Session:
-    """Open an engine by what its file says it is.
+def open_session(
+    engine_path: pathlib.Path, device: str = "cpu", dtype: str | None = None, cuda_graph: bool = True
+) -> Session:
+    """Open an engine by what its files say it is. A TensorRT engine runs on the GPU and has its type built in.
 
     Args:
         engine_path: `engine.plan` of builder.py.
-        device: "cpu" or "cuda".
-        dtype: type of the network's floating-point tensors, "float32" or "float16".
+        device: "cpu" or "cuda", where the torch executor computes.
+        dtype: type of the network's floating-point tensors there, "float32" or "float16"; None: as it was built.
+        cuda_graph: launch a TensorRT engine as a CUDA graph.
     Raises:
         SessionError: no such file, not an engine, an engine kind that this installation can't run, no such device.
     """
+    if sidecar := _tensorrt_sidecar(engine_path):
+        from runtime.tensorrt_session import TensorRTSession  # neither torch nor TensorRT where the other runs
+
+        return TensorRTSession(engine_path, sidecar, cuda_graph)
+    metadata = read_plan_metadata(engine_path)
+    dtype = dtype or metadata.get("dtype", "float32")
     if device not in DEVICES or dtype not in DTYPES:
         raise SessionError(f"device must be one of {DEVICES} and dtype one of {DTYPES}, not {device!r}, {dtype!r}")
-    metadata = read_plan_metadata(engine_path)
     kind = metadata.get("kind")
     if kind == TORCH_KIND:
         from runtime.torch_session import TorchSession  # torch only where the engine needs it
 
         return TorchSession(engine_path, metadata, device, dtype)
-    raise SessionError(f"{engine_path}: engine kind {kind!r} is not known here; known: {TORCH_KIND!r}")
+    known = ", ".join(map(repr, (TORCH_KIND, *TENSORRT_KINDS)))
+    raise SessionError(f"{engine_path}: engine kind {kind!r} is not known here; known: {known}")
+
+
+def _tensorrt_sidecar(engine_path: pathlib.Path) -> Sidecar | None:
+    """The side file of a TensorRT engine; None where the file does not look like one."""
+    if not engine_path.is_file():
+        return None
+    with open(engine_path, "rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":  # safetensors: it describes itself
+        return None
+    if start[1:4] != b"trt" and not sidecar_path(engine_path).exists():
+        return None
+    sidecar = Sidecar(engine_path)
+    return sidecar if sidecar.kind in TENSORRT_KINDS else None

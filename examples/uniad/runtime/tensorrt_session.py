@@ -1,0 +1,333 @@
+"""The session of a TensorRT engine. It needs numpy, cuda-bindings and the engine's TensorRT flavour, nothing else.
+
+Two slots, used by turns, each with its own inputs, execution context and CUDA graph. Slot s reads the carried state
+from state set s and writes it to the other, so that no state is ever copied or comes to the host. All inputs of a
+frame travel in one copy and all outputs in another, because each lies in one block. The copy of frame t+1 goes
+through a stream of its own, beside the execution of frame t.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import importlib
+import pathlib
+import warnings
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from graph_io import TensorSpec
+
+from runtime import cuda
+from runtime.plan_files import Sidecar
+from runtime.session import TENSORRT_KINDS, SessionError
+
+ALIGNMENT = 256  # bytes; what TensorRT asks of tensor addresses, and cudaMalloc gives
+IN_FLIGHT = 2  # frames submitted and not yet collected, at most
+_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
+
+
+class Block(NamedTuple):
+    """Several tensors in one piece of memory: name -> offset, and its size in bytes."""
+
+    specs: list[TensorSpec]
+    offsets: dict[str, int]
+    nbytes: int
+
+
+def pack(specs: Iterable[TensorSpec]) -> Block:
+    """Place tensors one behind the other, each at a multiple of ALIGNMENT."""
+    specs = list(specs)
+    offsets, end = {}, 0
+    for spec in specs:
+        offsets[spec.name] = end
+        nbytes = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return Block(specs, offsets, end)
+
+
+def views(memory: np.ndarray, block: Block) -> dict[str, np.ndarray]:
+    """The tensors of a block inside its host memory, uint8 (nbytes)."""
+    tensors = {}
+    for name, dtype, shape, _ in block.specs:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        start = block.offsets[name]
+        tensors[name] = memory[start : start + nbytes].view(dtype).reshape(shape)
+    return tensors
+
+
+@dataclasses.dataclass
+class _Slot:
+    """What one of the two frames in flight uses."""
+
+    context: Any
+    inputs: cuda.DeviceBuffer
+    host_inputs: cuda.PinnedBuffer
+    host_outputs: cuda.PinnedBuffer
+    input_views: dict[str, np.ndarray]
+    output_views: dict[str, np.ndarray]
+    uploaded: cuda.Event
+    started: cuda.Event
+    done: cuda.Event
+    graph: cuda.Graph | None = None
+
+
+class TensorRTSession:
+    """See runtime.session.Session. `submit` and `collect` are the two halves of `infer`.
+
+    Attributes:
+        engine_ms: device time of the last collected frame, milliseconds: engine and copy of the results.
+        device_memory: bytes of device memory that opening the session took.
+    """
+
+    def __init__(self, path: pathlib.Path, sidecar: Sidecar, cuda_graph: bool = True):
+        """Load the engine, allocate its memory and run it twice on zeros.
+
+        Raises:
+            SessionError: another TensorRT version or flavour, another GPU, files that don't belong together.
+            CudaError: no GPU, out of memory.
+        """
+        self.config, self.convention, self._sidecar = sidecar.config, sidecar.convention, sidecar
+        self.engine_ms = 0.0
+        trt = _library(path, sidecar)
+        self._device = _check_device(path, sidecar)
+        free_before = cuda.memory_info()[0]
+        self._logger = _make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(_read_plan(path, sidecar))
+        if self._engine is None:
+            raise _failure(path, "TensorRT can't load the engine", self._logger)
+        _check_tensors(path, self._engine, sidecar)
+        self._inputs, self._outputs, self._state = (pack(t) for t in (sidecar.inputs, sidecar.outputs, sidecar.state))
+        self._stream, self._upload = cuda.Stream(), cuda.Stream()
+        self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
+        self._output = cuda.DeviceBuffer(self._outputs.nbytes)
+        self._scratch, contexts = _make_contexts(trt, self._engine, IN_FLIGHT)
+        if None in contexts:
+            raise _failure(path, "TensorRT can't create an execution context", self._logger)
+        self._slots = [self._make_slot(context) for context in contexts]
+        self._pending: collections.deque[_Slot] = collections.deque()
+        self._next = 0
+        self._warm_up(cuda_graph)
+        self.reset()
+        self._stream.synchronize()
+        self.device_memory = free_before - cuda.memory_info()[0]
+        self._version = trt.__version__
+
+    def _make_slot(self, context: Any) -> _Slot:
+        host_inputs, host_outputs = cuda.PinnedBuffer(self._inputs.nbytes), cuda.PinnedBuffer(self._outputs.nbytes)
+        return _Slot(
+            context,
+            cuda.DeviceBuffer(self._inputs.nbytes),
+            host_inputs,
+            host_outputs,
+            views(host_inputs.array, self._inputs),
+            views(host_outputs.array, self._outputs),
+            cuda.Event(),
+            cuda.Event(timing=True),
+            cuda.Event(timing=True),
+        )
+
+    def _warm_up(self, cuda_graph: bool) -> None:
+        """Bind every address, run each context once (TensorRT's lazy work), and capture it."""
+        for index, slot in enumerate(self._slots):
+            ours, others = int(self._states[index].handle), int(self._states[1 - index].handle)
+            addresses = {name: int(slot.inputs.handle) + at for name, at in self._inputs.offsets.items()}
+            addresses |= {name: int(self._output.handle) + at for name, at in self._outputs.offsets.items()}
+            addresses |= {name: ours + at for name, at in self._state.offsets.items()}
+            addresses |= {f"{name}_out": others + at for name, at in self._state.offsets.items()}
+            for tensor in _tensor_names(self._engine):
+                if not slot.context.set_tensor_address(tensor, addresses[tensor]):
+                    raise SessionError(f"TensorRT refused the address of {tensor}: {self._logger.last()}")
+            self._stream.zero(int(slot.inputs.handle), self._inputs.nbytes)
+            self._stream.zero(ours, self._state.nbytes)
+            self._enqueue(slot)
+            self._stream.synchronize()
+            if cuda_graph:
+                try:
+                    with self._stream.capture() as graphs:
+                        self._enqueue(slot)
+                except cuda.CudaError as error:
+                    raise SessionError(f"this engine can't be captured ({error}): use --no-cuda-graph") from error
+                slot.graph = graphs[0]
+
+    def _enqueue(self, slot: _Slot) -> None:
+        """The engine and the copy of all results."""
+        if not slot.context.execute_async_v3(int(self._stream.handle)):
+            raise SessionError(f"TensorRT could not run the engine: {self._logger.last()}")
+        self._stream.to_host(int(slot.host_outputs.handle), int(self._output.handle), self._outputs.nbytes)
+
+    def describe(self) -> dict[str, Any]:
+        tables = ("config", "inputs", "outputs", "state")
+        return {
+            **{key: value for key, value in self._sidecar.facts.items() if key not in tables},
+            "device": self._device,
+            "tensorrt": self._version,
+            "cuda_graph": self._slots[0].graph is not None,
+        }
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._pending:
+            raise RuntimeError("infer() between submit() and collect()")
+        self.submit(inputs)
+        return self.collect()
+
+    def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Hand in the next frame and return while it runs. At most IN_FLIGHT frames may wait to be collected.
+
+        Raises SessionError where an input is missing or has another type or shape; nothing has happened then.
+        """
+        if len(self._pending) == IN_FLIGHT:
+            raise RuntimeError("collect() a frame before the next submit()")
+        for name, dtype, shape, _ in self._inputs.specs:
+            array = inputs.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
+                found = "missing" if array is None else f"{array.dtype} {array.shape}"
+                raise SessionError(f"input {name} is {found}; the engine takes {dtype} {shape}")
+        slot = self._slots[self._next]
+        for name, view in slot.input_views.items():
+            view[...] = inputs[name]
+        # Nothing reads the slot's device inputs any more: its last frame was collected.
+        self._upload.to_device(int(slot.inputs.handle), int(slot.host_inputs.handle), self._inputs.nbytes)
+        self._upload.record(slot.uploaded)
+        self._stream.wait(slot.uploaded)
+        self._stream.record(slot.started)
+        if slot.graph is not None:
+            slot.graph.launch(self._stream)
+        else:
+            self._enqueue(slot)
+        self._stream.record(slot.done)
+        self._pending.append(slot)
+        self._next = 1 - self._next
+
+    def collect(self) -> dict[str, np.ndarray]:
+        """Wait for the oldest submitted frame; its outputs."""
+        slot = self._pending.popleft()
+        slot.done.synchronize()
+        self.engine_ms = slot.done.elapsed_ms(slot.started)
+        return {name: view.copy() for name, view in slot.output_views.items()}
+
+    def reset(self) -> None:
+        for state in self._states:
+            self._stream.zero(int(state.handle), self._state.nbytes)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """`max_obj_id` after the last submitted frame."""
+        host = cuda.PinnedBuffer(4)
+        self._stream.to_host(int(host.handle), self._max_obj_id(), 4)
+        self._stream.synchronize()
+        return {"max_obj_id": host.array.view(np.int32).copy()}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.reset()
+        host = cuda.PinnedBuffer(4)
+        host.array.view(np.int32)[:] = state["max_obj_id"]
+        self._stream.to_device(self._max_obj_id(), int(host.handle), 4)
+        self._stream.synchronize()
+
+    def _max_obj_id(self) -> int:
+        """Its address in the state that the next frame reads."""
+        return int(self._states[self._next].handle) + self._state.offsets["max_obj_id"]
+
+
+def _library(path: pathlib.Path, sidecar: Sidecar) -> ModuleType:
+    """The TensorRT flavour and version that built the engine."""
+    module, version = TENSORRT_KINDS[sidecar.kind], sidecar.facts.get("version")
+    try:
+        trt = importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
+        text = str(error).splitlines()[0]
+        raise SessionError(f"{path} needs {module} {version}, which can't be imported here ({text})") from error
+    if trt.__version__ != version:
+        message = f"{path} was built with {module} {version}, here is {trt.__version__}: build it again with builder.py"
+        raise SessionError(message)
+    return trt
+
+
+def _check_device(path: pathlib.Path, sidecar: Sidecar) -> str:
+    """The GPU's name. Raises SessionError where the engine is for other GPUs."""
+    name, capability = cuda.device_name(), cuda.compute_capability()
+    targets, built_on = sidecar.facts.get("targets", []), sidecar.facts.get("gpu")
+    if capability not in targets:
+        message = f"{path} was built for compute capability {' and '.join(targets)}; this GPU ({name}) has {capability}"
+        raise SessionError(f"{message}: build it again for this GPU")
+    if built_on and built_on != name:
+        warnings.warn(f"{path} was built on {built_on}, not on {name}: it may be slow; build it again", stacklevel=3)
+    return name
+
+
+def _read_plan(path: pathlib.Path, sidecar: Sidecar) -> bytes:
+    plan = path.read_bytes()
+    if hashlib.sha256(plan).hexdigest() != sidecar.sha256:
+        raise SessionError(f"{path} was altered, or {path.name}.json belongs to another engine: build it again")
+    return plan
+
+
+def _tensor_names(engine: Any) -> list[str]:
+    return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+
+
+def _check_tensors(path: pathlib.Path, engine: Any, sidecar: Sidecar) -> None:
+    """Raise SessionError unless the engine's inputs and outputs are those of its side file.
+
+    An input that the engine's outputs don't depend on may be missing in the engine.
+    """
+    given = {spec.name: spec for spec in [*sidecar.inputs, *sidecar.state]}
+    made = {spec.name: spec for spec in sidecar.outputs}
+    made |= {f"{spec.name}_out": spec for spec in sidecar.state}
+    found = set()
+    for name in _tensor_names(engine):
+        is_input = engine.get_tensor_mode(name).name == "INPUT"
+        expected = (given if is_input else made).get(name)
+        dtype, shape = _TYPES.get(engine.get_tensor_dtype(name).name), tuple(engine.get_tensor_shape(name))
+        if expected is None or (expected.dtype, expected.shape) != (dtype, shape):
+            raise SessionError(f"{path}: tensor {name} ({dtype} {shape}) is not what {path.name}.json says")
+        found.add(name)
+    if missing := sorted(set(made) - found):
+        raise SessionError(f"{path} does not make {', '.join(missing)}, which {path.name}.json promises")
+
+
+def _make_contexts(trt: ModuleType, engine: Any, count: int) -> tuple[cuda.DeviceBuffer, list[Any]]:
+    """Execution contexts that share their scratch memory: they never run at the same time."""
+    if hasattr(engine, "device_memory_size_v2"):  # TensorRT 10.1 and later, TensorRT for RTX
+        size = engine.device_memory_size_v2
+        scratch = cuda.DeviceBuffer(size)
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        contexts = [engine.create_execution_context(strategy) for _ in range(count)]
+        for context in filter(None, contexts):
+            context.set_device_memory(int(scratch.handle), size)
+    else:
+        scratch = cuda.DeviceBuffer(engine.device_memory_size)
+        contexts = [engine.create_execution_context_without_device_memory() for _ in range(count)]
+        for context in filter(None, contexts):
+            context.device_memory = int(scratch.handle)
+    return scratch, contexts
+
+
+def _make_logger(trt: Any) -> Any:
+    """A TensorRT logger that keeps the errors."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+
+        def last(self) -> str:
+            return self.errors[-1].splitlines()[0] if self.errors else "no reason given"
+
+    return Logger()
+
+
+def _failure(path: pathlib.Path, what: str, logger: Any) -> SessionError:
+    text = " ".join(logger.errors).lower()
+    if "out of memory" in text or "outofmemory" in text:
+        free, total = cuda.memory_info()
+        return SessionError(f"{path}: out of GPU memory ({free / 1e6:.0f} of {total / 1e6:.0f} MB are free)")
+    return SessionError(f"{path}: {what}: {logger.last()}")

@@ -1,0 +1,282 @@
+"""The TensorRT session against a GPU in host memory: order of work, carried state, errors, and no torch."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fake_gpu import FakeEngine, FakeEngineV2, FakeRuntime, FakeTensorRT, Status, install
+from graph_io import TensorSpec, describe_graph
+from support import SCRIPTS
+
+from config import load_config
+from runtime import cuda
+from runtime.plan_files import PlanError, sidecar_path, write_plan
+from runtime.session import SessionError, open_session
+from runtime.tensorrt_session import ALIGNMENT, pack, views
+
+CONFIG = load_config("tiny_e2e").replace(image_height=8, image_width=16)
+GRAPH = describe_graph(CONFIG, "float16")
+PLAN = b"ftrt-a-fake-engine"
+FACTS = {
+    "kind": "uniad-tensorrt", "config": dataclasses.asdict(CONFIG), "convention": "v2.0", "dtype": "float16",
+    "version": "8.6.0", "targets": ["8.6"], "gpu": "Fake A10", "checkpoint_sha256": "ab" * 32, **GRAPH,
+}  # fmt: skip
+
+
+def compute(given):
+    """A made-up frame: what comes out depends on every input and on the state."""
+    mean = given["img"].astype(np.float32).mean()
+    seen = float(sum(np.abs(given[row["name"]].astype(np.float64)).sum() for row in GRAPH["inputs"][1:]))
+    carried = float(given["prev_bev"].astype(np.float64).sum()) * int(given["has_prev"][0])
+    outputs = {row["name"]: np.zeros(row["shape"], row["dtype"]) for row in GRAPH["outputs"]}
+    outputs["sdc_traj_raw"] += np.float32(mean + carried)
+    outputs["track_ids"] += given["max_obj_id"]
+    outputs["boxes_3d"] += np.float32(seen)
+    state = {f"{row['name']}_out": np.zeros(row["shape"], row["dtype"]) for row in GRAPH["state"]}
+    state["prev_bev_out"][0, 0] = mean / 8 + carried / 4
+    state["max_obj_id_out"][:] = given["max_obj_id"] + 1 + given["command"]
+    return outputs | state
+
+
+def tensors():
+    rows = [(r["name"], "INPUT", r["dtype"], tuple(r["shape"])) for r in GRAPH["inputs"] + GRAPH["state"]]
+    rows += [(r["name"], "OUTPUT", r["dtype"], tuple(r["shape"])) for r in GRAPH["outputs"]]
+    return rows + [(f"{r['name']}_out", "OUTPUT", r["dtype"], tuple(r["shape"])) for r in GRAPH["state"]]
+
+
+def make_frames(count):
+    rng = np.random.default_rng(1)
+    frames = []
+    for index in range(count):
+        frame = {}
+        for row in GRAPH["inputs"]:
+            draw = rng.integers(0, 200, row["shape"]) if row["dtype"] == "uint8" else rng.normal(size=row["shape"])
+            frame[row["name"]] = draw.astype(row["dtype"])
+        frame["command"][:], frame["has_prev"][:] = index % 3, index not in (0, 4)
+        frames.append(frame)
+    return frames
+
+
+def reference(frames, max_obj_id=0):
+    """The frames one after the other in plain numpy."""
+    state = {row["name"]: np.zeros(row["shape"], row["dtype"]) for row in GRAPH["state"]}
+    state["max_obj_id"][:] = max_obj_id
+    results = []
+    for frame in frames:
+        made = compute({**frame, **state})
+        state = {name: made[f"{name}_out"] for name in state}
+        results.append({row["name"]: made[row["name"]] for row in GRAPH["outputs"]})
+    return results
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A fake GPU with TensorRT 8.6.0 and an engine of `compute`."""
+    runtime = FakeRuntime()
+    runtime.trt = FakeTensorRT(FakeEngine(runtime, tensors(), compute))
+    install(runtime, runtime.trt, monkeypatch)
+    cuda.runtime.cache_clear()
+    yield runtime
+    cuda.runtime.cache_clear()
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "engine.plan"
+    write_plan(path, lambda target: target.write_bytes(PLAN), FACTS)
+    return path
+
+
+def change(plan, **facts):
+    """Change some facts of the side file."""
+    path = sidecar_path(plan)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+
+
+def test_pack():
+    specs = [("a", "uint8", (3,)), ("b", "float16", (200,)), ("c", "int32", (2, 2)), ("d", "float32", ())]
+    block = pack(TensorSpec(*spec) for spec in specs)
+    assert block.offsets == {"a": 0, "b": 256, "c": 768, "d": 1024} and block.nbytes == 1280
+    assert all(offset % ALIGNMENT == 0 for offset in block.offsets.values())
+    memory = np.zeros(block.nbytes, np.uint8)
+    parts = views(memory, block)
+    for value, (name, dtype, shape) in enumerate(specs, 1):
+        assert parts[name].dtype == dtype and parts[name].shape == shape
+        parts[name][...] = value
+    for value, (name, _, _) in enumerate(specs, 1):  # nothing overlaps
+        assert (parts[name] == value).all()
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+@pytest.mark.parametrize("engine_type", [FakeEngine, FakeEngineV2])
+def test_sequence(gpu, plan, cuda_graph, engine_type):
+    gpu.trt.engine = engine_type(gpu, tensors(), compute)
+    frames = make_frames(6)
+    session = open_session(plan, cuda_graph=cuda_graph)
+    gpu.copies.clear()
+    for frame, expected in zip(frames, reference(frames)):
+        assert_equal(session.infer(frame), expected)
+    uploads = [nbytes for kind, nbytes in gpu.copies if kind == 1]
+    assert len(uploads) == len(frames)  # one copy for all inputs of a frame
+    assert gpu.launches == (len(frames) if cuda_graph else 0)
+    assert session.engine_ms == 1.5 and session.describe()["cuda_graph"] is cuda_graph
+    session.reset()  # as before the first frame
+    for frame, expected in zip(frames[:3], reference(frames[:3])):
+        assert_equal(session.infer(frame), expected)
+    with pytest.raises(AssertionError):  # without the reset the ids go on
+        assert_equal(session.infer(frames[0]), reference(frames[:1])[0])
+
+
+def test_two_frames_in_flight(gpu, plan):
+    frames = make_frames(6)
+    expected = reference(frames)
+    session = open_session(plan)
+    session.submit(frames[0])
+    for index, frame in enumerate(frames):
+        if index + 1 < len(frames):
+            waiting = len(session._stream.handle.operations)
+            session.submit(frames[index + 1])
+            session._upload.handle.drain()  # the upload needs nothing of the frame before it ...
+            assert len(session._stream.handle.operations) > waiting > 0  # ... which has not run yet
+            with pytest.raises(RuntimeError, match="collect"):
+                session.submit(frame)
+        assert_equal(session.collect(), expected[index])
+
+
+def test_missing_wait_is_seen(gpu, plan, monkeypatch):
+    frames = make_frames(2)
+    monkeypatch.setattr(cuda.Stream, "wait", lambda self, event: None)
+    with pytest.raises(AssertionError):
+        assert_equal(open_session(plan).infer(frames[0]), reference(frames)[0])
+
+
+def test_continued_run(gpu, plan):
+    frames = make_frames(6)
+    whole = open_session(plan)
+    expected = [whole.infer(frame) for frame in frames]
+    first, second = open_session(plan), open_session(plan)
+    for frame in frames[:3]:
+        first.infer(frame)
+    second.infer(frames[2])  # leaves something behind, which set_state forgets
+    second.set_state(first.get_state())
+    later = [dict(frames[4]), frames[5]]  # frame 4 starts a scene
+    first.infer(frames[3])
+    second.set_state(first.get_state())
+    for frame, result in zip(later, expected[4:]):
+        assert_equal(second.infer(frame), result)
+
+
+def test_wrong_inputs(gpu, plan):
+    session, (frame, _) = open_session(plan), make_frames(2)
+    for key, array in {"img": frame["img"][:, :4], "shift": frame["shift"].astype(np.float64), "command": None}.items():
+        bad = {name: value for name, value in {**frame, key: array}.items() if value is not None}
+        with pytest.raises(SessionError, match=f"input {key} is"):
+            session.infer(bad)
+    assert_equal(session.infer(frame), reference([frame])[0])  # nothing has happened before
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"version": "10.13.3.9"}, "built with tensorrt 10.13.3.9, here is 8.6.0"),
+        ({"kind": "uniad-tensorrt-rtx"}, "needs tensorrt_rtx 8.6.0, which can't be imported"),
+        ({"targets": ["7.5", "8.9"]}, r"compute capability 7.5 and 8.9; this GPU \(Fake A10\) has 8.6"),
+        ({"plan_sha256": "0" * 64}, "was altered"),
+        ({"kind": "uniad-future"}, "not an engine of builder.py"),
+        ({"inputs": GRAPH["inputs"][:-1]}, "has_prev .* is not what engine.plan.json says"),
+        ({"state": [*GRAPH["state"], {"name": "extra", "dtype": "int32", "shape": [1]}]}, "does not make extra_out"),
+    ],
+)
+def test_engines_that_do_not_fit(gpu, plan, facts, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    change(plan, **facts)
+    with pytest.raises(SessionError, match=message) as caught:
+        open_session(plan)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_gpu_of_the_kind_is_a_warning(gpu, plan):
+    change(plan, gpu="Fake A40")
+    with pytest.warns(UserWarning, match="built on Fake A40, not on Fake A10"):
+        open_session(plan)
+
+
+def test_files_missing_or_damaged(gpu, plan):
+    sidecar = sidecar_path(plan)
+    text = sidecar.read_text()
+    for broken in (text[: len(text) // 2], "[]", "{}", text.replace('"float16"', "16"), text.replace("pc_range", "x")):
+        sidecar.write_text(broken)
+        with pytest.raises(PlanError, match=r"engine.plan.json: damaged .*build the engine again"):
+            open_session(plan)
+    sidecar.unlink()
+    with pytest.raises(PlanError, match=r"engine.plan.json: .* copy both files"):
+        open_session(plan)
+    plan.unlink()
+    with pytest.raises(SessionError, match="no such engine"):
+        open_session(plan)
+
+
+def test_out_of_memory_and_no_gpu(gpu, plan):
+    gpu.total = 300_000
+    with pytest.raises(cuda.CudaError, match=r"out of GPU memory.*MB wanted"):
+        open_session(plan)
+    gpu.trt.engine, gpu.trt.error = None, "Error Code 2: OutOfMemory (no further information)"
+    with pytest.raises(SessionError, match=r"out of GPU memory \("):
+        open_session(plan)
+    gpu.trt.error = "Serialization assertion stdVersionRead == serializationVersion failed\nmore"
+    with pytest.raises(SessionError, match="can't load the engine: Serialization assertion") as caught:
+        open_session(plan)
+    assert "\n" not in str(caught.value)
+    gpu.fail["cudaGetDeviceProperties"] = Status.cudaErrorNoDevice
+    with pytest.raises(cuda.CudaError, match="no usable NVIDIA GPU"):
+        open_session(plan)
+
+
+def test_missing_cuda_bindings(plan, gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    cuda.runtime.cache_clear()
+    with pytest.raises(cuda.CudaError, match="pip install cuda-bindings"):
+        open_session(plan)
+
+
+def test_a_launch_that_fails_later(gpu, plan):
+    session = open_session(plan)
+    gpu.fail["cudaEventSynchronize"] = Status.cudaErrorUnknown
+    with pytest.raises(cuda.CudaError, match="cudaErrorUnknown"):
+        session.infer(make_frames(1)[0])
+
+
+ONLY_NUMPY = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "safetensors", "scipy", "cv2", "rich", "tqdm", "onnx", "nuscenes"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocker())
+import pathlib, test_tensorrt_session as t
+from fake_gpu import *
+from runtime.session import open_session
+runtime = FakeRuntime()
+install(runtime, FakeTensorRT(FakeEngine(runtime, t.tensors(), t.compute)))
+frames = t.make_frames(2)
+session = open_session(pathlib.Path(sys.argv[1]))
+t.assert_equal(session.infer(frames[0]), t.reference(frames)[0])
+assert "torch" not in sys.modules and "runtime.tensorrt_session" in sys.modules
+print("ran")
+"""
+
+
+def test_runs_without_torch(plan):
+    command = [sys.executable, "-c", ONLY_NUMPY, str(plan)]
+    path = {"PYTHONPATH": f"{SCRIPTS}:{SCRIPTS.parents[1] / 'tests'}", "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=path)
+    assert done.stdout == "ran\n", done.stderr
