@@ -1,18 +1,15 @@
 """A session without a network: outputs follow from the inputs and a state as a real engine's do.
 
-As a script it is run.py with this session: `python fake_session.py ARGUMENTS OF run.py`, where FAKE_SECONDS slows each
-frame down and FAKE_BREAK names a thing to go wrong.
+As a script it is run.py with this session: `python fake_session.py ARGUMENTS OF run.py` with examples/uniad on
+PYTHONPATH. FAKE_SECONDS slows each frame down and FAKE_BREAK=nan spoils the second frame of a scene.
 """
 
 import os
-import pathlib
-import sys
 import time
 
 import numpy as np
 from frame_factory import SMALL
-
-SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "examples" / "uniad"
+from graph_io import input_specs, output_specs
 
 
 class FakeSession:
@@ -38,8 +35,6 @@ class FakeSession:
         self.next_id = int(state["max_obj_id"][0])
 
     def infer(self, inputs):
-        from graph_io import input_specs, output_specs
-
         for spec in input_specs(self.config):
             assert (inputs[spec.name].dtype.name, inputs[spec.name].shape) == (spec.dtype, spec.shape), spec
         assert set(inputs) == {spec.name for spec in input_specs(self.config)}
@@ -66,7 +61,6 @@ class FakeSession:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(SCRIPTS))
     import run
 
     from errors import one_line_errors
