@@ -175,6 +175,18 @@ def test_continued_run(gpu, plan):
         assert_equal(second.infer(frame), result)
 
 
+def test_carried_state(gpu, plan):
+    session, frames = open_session(plan), make_frames(3)
+    for count, frame in enumerate(frames, 1):
+        session.infer(frame)
+        state = session.carried_state()
+        assert [(name, array.dtype, array.shape) for name, array in state.items()] == [
+            (row["name"], row["dtype"], tuple(row["shape"])) for row in GRAPH["state"]
+        ]
+        assert state["max_obj_id"] == reference(frames[:count] + frames[:1])[-1]["track_ids"][0]
+        assert state["prev_bev"][0, 0] != 0
+
+
 def test_wrong_inputs(gpu, plan):
     session, (frame, _) = open_session(plan), make_frames(2)
     for key, array in {"img": frame["img"][:, :4], "shift": frame["shift"].astype(np.float64), "command": None}.items():

@@ -38,6 +38,12 @@ class Session(Protocol):
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one frame: inputs to outputs. The carried state stays inside."""
 
+    def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """The first half of `infer`: hand in the next frame. A frame may be submitted before the last is collected."""
+
+    def collect(self) -> dict[str, np.ndarray]:
+        """The second half of `infer`: the outputs of the oldest frame that was submitted."""
+
     def reset(self) -> None:
         """Forget all state, `max_obj_id` too: as before the first frame."""
 
@@ -47,6 +53,9 @@ class Session(Protocol):
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue at a scene start from `get_state()` of another run."""
+
+    def carried_state(self) -> dict[str, np.ndarray]:
+        """All that the next frame reads (docs/design.md, state), copied to the host: for tests and checks."""
 
 
 def read_plan_metadata(path: pathlib.Path) -> dict[str, str]:

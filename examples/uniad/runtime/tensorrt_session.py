@@ -211,26 +211,23 @@ class TensorRTSession:
         return {name: view.copy() for name, view in slot.output_views.items()}
 
     def reset(self) -> None:
-        for state in self._states:
-            self._stream.zero(int(state.handle), self._state.nbytes)
+        self._stream.zero(int(self._states[self._next].handle), self._state.nbytes)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """`max_obj_id` after the last submitted frame."""
-        host = cuda.PinnedBuffer(4)
-        self._stream.to_host(int(host.handle), self._max_obj_id(), 4)
-        self._stream.synchronize()
-        return {"max_obj_id": host.array.view(np.int32).copy()}
+        return {"max_obj_id": self.carried_state()["max_obj_id"]}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.reset()
-        host = cuda.PinnedBuffer(4)
-        host.array.view(np.int32)[:] = state["max_obj_id"]
-        self._stream.to_device(self._max_obj_id(), int(host.handle), 4)
+        host = cuda.PinnedBuffer(self._state.nbytes)
+        host.array[:] = 0
+        views(host.array, self._state)["max_obj_id"][:] = state["max_obj_id"]
+        self._stream.to_device(int(self._states[self._next].handle), int(host.handle), self._state.nbytes)
         self._stream.synchronize()
 
-    def _max_obj_id(self) -> int:
-        """Its address in the state that the next frame reads."""
-        return int(self._states[self._next].handle) + self._state.offsets["max_obj_id"]
+    def carried_state(self) -> dict[str, np.ndarray]:
+        host = cuda.PinnedBuffer(self._state.nbytes)
+        self._stream.to_host(int(host.handle), int(self._states[self._next].handle), self._state.nbytes)
+        self._stream.synchronize()
+        return {name: view.copy() for name, view in views(host.array, self._state).items()}
 
 
 def _library(path: pathlib.Path, sidecar: Sidecar) -> ModuleType:

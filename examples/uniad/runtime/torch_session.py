@@ -1,5 +1,6 @@
 """The session of the torch executor: the network of model.py computed with torch, on the CPU or a CUDA device."""
 
+import collections
 import json
 import pathlib
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class TorchSession:
             raise SessionError(f"{path}: damaged engine ({error}); build it again with builder.py") from error
         self._metadata, self._device = dict(metadata), torch.device(device)
         self._network = Network(torch_executor(device), dtype)
+        self._done: collections.deque[dict[str, np.ndarray]] = collections.deque()
         self.reset()
 
     def describe(self) -> dict[str, Any]:
@@ -54,6 +56,12 @@ class TorchSession:
         self._state = state
         return {name: tensor.handle.cpu().numpy() for name, tensor in outputs.items()}
 
+    def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
+        self._done.append(self.infer(inputs))
+
+    def collect(self) -> dict[str, np.ndarray]:
+        return self._done.popleft()
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         handle = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
         return Tensor(handle, str(array.dtype), array.shape)
@@ -70,3 +78,6 @@ class TorchSession:
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         self.reset()
         self._state["max_obj_id"] = self._tensor(np.array(state["max_obj_id"], np.int32))
+
+    def carried_state(self) -> dict[str, np.ndarray]:
+        return {name: tensor.handle.cpu().numpy() for name, tensor in self._state.items()}
