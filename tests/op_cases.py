@@ -353,6 +353,23 @@ def batch_norm(x, mean=MEAN):
 case("batch_norm", batch_norm,
      lambda t, x: t.batch_norm(x, *map(t.tensor, (SCALE, OFFSET, MEAN, VARIANCE)), False, 0.0, 1e-5, False),
      lambda x: batch_norm(x, -MEAN), IMAGE, tolerance=SUMS)
+STATISTICS = (normal(6), uniform(0.25, 4, 6), normal(6), normal(6))  # mean, variance, gain, shift
+RESIDUAL = normal(2, 6, 5, 6)
+
+
+def conv_norm(x, residual, **attributes):
+    return V.conv2d_norm(x, weight(KERNEL), *(F.constant(a) for a in STATISTICS), residual, (2, 2), (1, 1), **attributes)
+
+
+def conv_norm_reference(t, x):
+    mean, variance, gain, shift = map(t.tensor, STATISTICS)
+    return t.batch_norm(t.conv2d(x, t.tensor(KERNEL), None, 2, 1), gain, shift, mean, variance, False, 0.0, 1e-5, False)
+
+
+case("conv2d_norm", conv_norm, lambda t, x, r: (conv_norm_reference(t, x) + r).relu(),
+     lambda x, r: conv_norm(x, -r), IMAGE, RESIDUAL, tolerance=SUMS)
+case("conv2d_norm plain", lambda x: conv_norm(x, None, relu=False), conv_norm_reference,
+     lambda x: conv_norm(x, None), IMAGE, tolerance=SUMS)
 # Points inside, on the border cells' outer halves, and outside. In float16 a position is known to 1/200 of a cell.
 GRID = uniform(-1.3, 1.3, 2, 5, 7, 2)
 case("grid_sample", V.grid_sample, lambda t, x, g: t.nn.functional.grid_sample(x, g, align_corners=False),

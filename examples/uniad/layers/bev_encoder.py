@@ -236,7 +236,6 @@ class BEVFormerEncoder(Module):
             x = layer(x, bev_pos, history, current, reference_points, features, reference_points_cam, mask,
                       spatial_shapes)  # fmt: skip
             tap(f"bev.layer{index}", x)
-        tap("bev.out", x)
         return x
 
 

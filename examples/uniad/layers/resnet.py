@@ -28,6 +28,22 @@ def normalise_images(img: Tensor, config: UniADConfig) -> Tensor:
     return F.pad(x, (0, right, 0, below)) if below or right else x  # (6,3,H',W')
 
 
+def conv_norm(x: Tensor, conv: Conv2d, norm: BatchNorm2d, residual: Tensor | None = None, relu: bool = True) -> Tensor:
+    """relu(norm(conv(x)) + residual)."""
+    return V.conv2d_norm(
+        x,
+        conv.weight.value,
+        norm.running_mean.value,
+        norm.running_var.value,
+        norm.weight.value,
+        norm.bias.value,
+        residual,
+        conv.stride,
+        conv.padding,
+        relu,
+    )
+
+
 class ModulatedDeformConv2d(Module):
     """mmcv's ModulatedDeformConv2dPack, 3x3, stride 1, no bias: (N,in,H,W) -> (N,out,H,W)."""
 
@@ -51,7 +67,7 @@ class Bottleneck(Module):
         out_channels = planes * EXPANSION
         self.conv1 = Conv2d(in_channels, planes, 1, stride, bias=False)
         self.bn1 = BatchNorm2d(planes)
-        self.conv2: Module = (
+        self.conv2: Conv2d | ModulatedDeformConv2d = (
             ModulatedDeformConv2d(planes, planes) if with_dcn else Conv2d(planes, planes, 3, padding=1, bias=False)
         )
         self.bn2 = BatchNorm2d(planes)
@@ -64,10 +80,15 @@ class Bottleneck(Module):
         self.with_downsample = with_downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))  # (N,planes,H/stride,W/stride)
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))  # (N,4*planes,H/stride,W/stride)
-        return F.relu(y + (self.downsample(x) if self.with_downsample else x))
+        y = conv_norm(x, self.conv1, self.bn1)  # (N,planes,H/stride,W/stride)
+        if isinstance(self.conv2, Conv2d):
+            y = conv_norm(y, self.conv2, self.bn2)
+        else:
+            y = F.relu(self.bn2(self.conv2(y)))
+        shortcut = x
+        if self.with_downsample:
+            shortcut = conv_norm(x, self.downsample[0], self.downsample[1], relu=False)
+        return conv_norm(y, self.conv3, self.bn3, shortcut)  # (N,4*planes,H/stride,W/stride)
 
 
 class ResNet(Module):
@@ -92,7 +113,7 @@ class ResNet(Module):
             self.stages.append(stage)
 
     def forward(self, img: Tensor) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(img)))  # (6,C,H/2,W/2)
+        x = conv_norm(img, self.conv1, self.bn1)  # (6,C,H/2,W/2)
         x = V.max_pool2d(x, kernel_size=3, stride=2, padding=1)  # (6,C,H/4,W/4)
         features = []
         for index, stage in enumerate(self.stages):
