@@ -357,8 +357,8 @@ STATISTICS = (normal(6), uniform(0.25, 4, 6), normal(6), normal(6))  # mean, var
 RESIDUAL = normal(2, 6, 5, 6)
 
 
-def conv_norm(x, residual, **attributes):
-    return V.conv2d_norm(x, weight(KERNEL), *(F.constant(a) for a in STATISTICS), residual, (2, 2), (1, 1), **attributes)
+def conv_norm(x, residual, **more):
+    return V.conv2d_norm(x, weight(KERNEL), *(F.constant(a) for a in STATISTICS), residual, (2, 2), (1, 1), **more)
 
 
 def conv_norm_reference(t, x):
