@@ -1,0 +1,351 @@
+"""The TensorRT executor: each functional call adds layers to an INetworkDefinition.
+
+Handles are ITensors. Their types are what the calls say: strongly typed networks hold them by themselves, 8.6 by
+constraints on every layer (tensorrt_flavours.py). Layers and tensors are named by module path and operation.
+Operations that have no method here (deformable attention, atan2, …) are built from trtllm/vision.py's compositions.
+"""
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from errors import UniADError
+from trtllm.network import FLOATS, Tensor
+from trtllm.tensorrt_flavours import Flavour
+
+UNARY = {
+    n: n.upper() for n in ("exp", "log", "sqrt", "sin", "cos", "abs", "neg", "round", "floor", "erf", "atan", "not")
+}
+ACTIVATION = {"relu": "RELU", "sigmoid": "SIGMOID", "tanh": "TANH"}
+BINARY = {
+    "add": "SUM", "sub": "SUB", "mul": "PROD", "div": "DIV", "floordiv": "FLOOR_DIV", "pow": "POW", "min": "MIN",
+    "max": "MAX", "gt": "GREATER", "lt": "LESS", "eq": "EQUAL", "and": "AND", "or": "OR",
+}  # fmt: skip
+REDUCE = {"sum": "SUM", "mean": "AVG", "max": "MAX", "min": "MIN"}
+MAX_K = 3840  # of ITopKLayer
+SMALL = 256  # bytes up to which equal constants are one layer
+
+
+class TensorRTExecutor:
+    """The methods of TorchExecutor, on a network definition of one TensorRT flavour.
+
+    The numpy buffers of constants and parameters are kept here: keep the executor until the engine is built.
+    Raises UniADError, naming the layer, where TensorRT refuses one.
+    """
+
+    def __init__(self, network: Any, flavour: Flavour):
+        self.network, self.flavour, self.trt = network, flavour, flavour.trt
+        self._path = ""
+        self._names: collections.Counter[str] = collections.Counter()
+        self._types: dict[str, str] = {}  # tensor name -> type; 8.6 does not know all of them before the build
+        self._constants: dict[Any, Any] = {}
+        self._buffers: list[np.ndarray] = []
+
+    # ---- names, types, the network's border
+
+    def enter(self, scope: list[str]) -> None:
+        self._path = "/".join(filter(None, scope))
+
+    def leave(self, scope: list[str]) -> None:
+        self.enter(scope[:-1])
+
+    def shape_of(self, x) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+    def input(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
+        """A network input. uint8 can only be cast to a float type."""
+        handle = self.network.add_input(name, self.flavour.types[dtype], tuple(shape))
+        if handle is None:
+            raise UniADError(f"input {name}: TensorRT refuses it: {self.flavour.logger.last()}")
+        self._types[name] = dtype
+        return Tensor(handle, dtype, tuple(shape))
+
+    def output(self, tensor: Tensor, name: str) -> None:
+        """Make a tensor a network output. Goes through an identity: one tensor may be two outputs, or an input too."""
+        handle = self._add(self.network.add_identity(tensor.handle), "output", tensor.dtype)
+        handle.name = name
+        self.network.mark_output(handle)
+        self.flavour.declare_output(handle, tensor.dtype)
+
+    def _type(self, x) -> str:
+        return self._types[x.name]
+
+    def _add(self, layer: Any, op: str, *dtypes: str, compute: str | None = None, name: str = "") -> Any:
+        """Name a new layer and its outputs, and hold it to its types: the one place where that is done.
+
+        Args:
+            dtypes: the types of its outputs.
+            compute: the float type that it computes in, where no output has it.
+        """
+        name = name or (f"{self._path}/{op}" if self._path else op)
+        self._names[name] += 1
+        if self._names[name] > 1:
+            name = f"{name}_{self._names[name]}"
+        if layer is None:
+            raise UniADError(f"{name}: TensorRT refuses it: {self.flavour.logger.last()}")
+        layer.name = name
+        floats = [d for d in dtypes if d in FLOATS]
+        self.flavour.constrain(layer, compute or (floats[0] if floats else None), dtypes)
+        outputs = []
+        for index, dtype in enumerate(dtypes):
+            tensor = layer.get_output(index)
+            tensor.name = f"{name}:{index}" if index else name
+            self._types[tensor.name] = dtype
+            if len(tensor.shape) < 0 or (self.flavour.strongly_typed and tensor.dtype != self.flavour.types[dtype]):
+                raise UniADError(f"{name}: TensorRT makes {tensor.dtype} of it, not {dtype}")
+            outputs.append(tensor)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _unless_bool(self, op: str, build: Callable[..., Any], x, *others):
+        """A layer that moves elements. Those that take no bool get int32 and give it back as bool."""
+        dtype = self._type(x)
+        if dtype != "bool":
+            return self._add(build(x, *others), op, dtype)
+        inputs = [self.cast(t, "bool", "int32") if self._type(t) == "bool" else t for t in (x, *others)]
+        return self.cast(self._add(build(*inputs), op, "int32"), "int32", "bool")
+
+    # ---- constants and casts
+
+    def parameter(self, array: np.ndarray, name: str):
+        return self._constant(array, name)
+
+    def constant(self, array: np.ndarray):
+        return self._constant(array)
+
+    def _constant(self, array: np.ndarray, name: str = ""):
+        key = (str(array.dtype), array.shape, array.tobytes()) if array.nbytes <= SMALL else id(array)
+        if key not in self._constants:
+            dtype = str(array.dtype)
+            stored = array.astype(np.int32) if dtype == "bool" else array  # 8.6 has no bool weights
+            self._buffers += [array, stored]  # TensorRT reads the buffer at build time; the id must stay taken
+            layer = self.network.add_constant(array.shape, self.trt.Weights(stored))
+            handle = self._add(layer, "constant", str(stored.dtype), name=name)
+            self._constants[key] = self.cast(handle, "int32", "bool") if dtype == "bool" else handle
+        return self._constants[key]
+
+    def _fill(self, x, value: float):
+        """`value` in x's type, broadcastable to x."""
+        return self.constant(np.full((1,) * len(x.shape), value, self._type(x)))
+
+    def cast(self, x, source: str, target: str):
+        if "uint8" in (source, target) and source not in FLOATS and target not in FLOATS:
+            return self.cast(self.cast(x, source, "float32"), "float32", target)  # uint8 only knows floats
+        if target == "bool":  # what a cast makes of 0.5 is not said; "differs from 0" is
+            return self.unary("not", self.binary("eq", x, self._fill(x, 0)))
+        layer = self.network.add_cast(x, self.flavour.types[target])
+        return self._add(layer, "cast", target, compute=source if source in FLOATS else None)
+
+    # ---- element by element
+
+    def binary(self, op, a, b):
+        dtype = self._type(a)
+        if op == "eq" and dtype in ("bool", "uint8"):
+            a, b = (self.cast(t, dtype, "int32") for t in (a, b))
+        layer = self.network.add_elementwise(a, b, getattr(self.trt.ElementWiseOperation, BINARY[op]))
+        result = "bool" if op in ("gt", "lt", "eq", "and", "or") else dtype
+        return self._add(layer, op, result, compute=dtype if dtype in FLOATS else None)
+
+    def unary(self, op, x):
+        dtype = self._type(x)
+        if dtype == "int32":  # IUnaryLayer has no integers in 8.6
+            negative = self.binary("sub", self._fill(x, 0), x)
+            return negative if op == "neg" else self.binary("max", x, negative)
+        if op in ACTIVATION:
+            layer = self.network.add_activation(x, getattr(self.trt.ActivationType, ACTIVATION[op]))
+        else:
+            layer = self.network.add_unary(x, getattr(self.trt.UnaryOperation, UNARY[op]))
+        return self._add(layer, op, dtype)
+
+    def clip(self, x, low, high):
+        layer = self.network.add_activation(x, self.trt.ActivationType.CLIP)
+        layer.alpha, layer.beta = low, high
+        return self._add(layer, "clip", self._type(x))
+
+    def where(self, condition, a, b):
+        return self._unless_bool("where", lambda a, b: self.network.add_select(condition, a, b), a, b)
+
+    # ---- shape
+
+    def _shuffle(self, x, op: str, **attributes):
+        layer = self.network.add_shuffle(x)
+        for name, value in attributes.items():
+            setattr(layer, name, value)
+        return self._add(layer, op, self._type(x))
+
+    def view(self, x, shape):
+        return self._shuffle(x, "view", zero_is_placeholder=False, reshape_dims=shape)
+
+    def permute(self, x, order):
+        return self._shuffle(x, "permute", second_transpose=order)
+
+    def expand(self, x, shape):
+        strides = tuple(int(length == size) for length, size in zip(x.shape, shape))
+        return self._add(self.network.add_slice(x, (0,) * len(shape), shape, strides), "expand", self._type(x))
+
+    def slice(self, x, starts, sizes, strides):
+        return self._add(self.network.add_slice(x, starts, sizes, strides), "slice", self._type(x))
+
+    def concat(self, xs, dim):
+        def build(*inputs):
+            layer = self.network.add_concatenation(inputs)
+            layer.axis = dim
+            return layer
+
+        return self._unless_bool("concat", build, *xs)
+
+    def pad(self, x, pad, value):
+        before, after = [0] * len(x.shape), [0] * len(x.shape)
+        for place, (left, right) in enumerate(zip(pad[::2], pad[1::2]), 1):
+            before[-place], after[-place] = left, right
+        sizes = tuple(left + length + right for left, length, right in zip(before, x.shape, after))
+
+        def build(x):
+            layer = self.network.add_slice(x, tuple(-left for left in before), sizes, (1,) * len(sizes))
+            layer.mode = self.trt.SampleMode.FILL
+            layer.set_input(4, self.constant(np.asarray(value, self._type(x))))
+            return layer
+
+        return self._unless_bool("pad", build, x)
+
+    # ---- look-up
+
+    def index_select(self, x, dim, index):
+        return self._unless_bool("index_select", lambda x: self.network.add_gather(x, index, dim), x)
+
+    def gather(self, x, dim, indices):
+        def build(x):
+            layer = self.network.add_gather_v2(x, indices, self.trt.GatherMode.ELEMENT)
+            layer.axis = dim
+            return layer
+
+        return self._unless_bool("gather", build, x)
+
+    def scatter(self, x, dim, indices, updates):
+        def build(x, updates):
+            layer = self.network.add_scatter(x, indices, updates, self.trt.ScatterMode.ELEMENT)
+            layer.axis = dim
+            return layer
+
+        return self._unless_bool("scatter", build, x, updates)
+
+    def topk(self, x, k, dim, largest):
+        if k > MAX_K:
+            raise UniADError(f"{self._path}: topk of {k} rows; TensorRT sorts at most {MAX_K}")
+        if len(x.shape) == 1:  # ITopKLayer wants two dimensions
+            results = self.topk(self.view(x, (1, *x.shape)), k, 1, largest)
+            return tuple(self.view(t, (k,)) for t in results)
+        operation = self.trt.TopKOperation.MAX if largest else self.trt.TopKOperation.MIN
+        return self._add(self.network.add_topk(x, operation, k, 1 << dim), "topk", self._type(x), "int32")
+
+    # ---- sums and products
+
+    def reduce(self, op, x, dims, keepdim):
+        operation, axes = getattr(self.trt.ReduceOperation, REDUCE[op]), sum(1 << d for d in dims)
+        return self._add(self.network.add_reduce(x, operation, axes, keepdim), op, self._type(x))
+
+    def cumsum(self, x, dim, dtype):
+        """A product with a triangle of ones in float32 (TF32 is off): exact for integers below 2**24."""
+        rank, length = len(x.shape), x.shape[dim]
+        order = (*(d for d in range(rank) if d != dim), dim)
+        rows = self.cast(x, dtype, "float32") if dtype != "float32" else x
+        rows = self.view(self.permute(rows, order), (-1, length))  # (prod of the others, length)
+        summed = self.matmul(rows, self._triangle(length), False, False)
+        summed = self.view(summed, tuple(x.shape[d] for d in order))
+        summed = self.permute(summed, tuple(order.index(d) for d in range(rank)))
+        return self.cast(summed, "float32", dtype) if dtype != "float32" else summed
+
+    def _triangle(self, length: int):
+        key = ("triangle", length)
+        if key not in self._constants:
+            self._constants[key] = self.constant(np.triu(np.ones((length, length), np.float32)))
+        return self._constants[key]
+
+    def softmax(self, x, dim):
+        layer = self.network.add_softmax(x)
+        layer.axes = 1 << dim
+        return self._add(layer, "softmax", self._type(x))
+
+    def matmul(self, a, b, transa, transb):
+        operation = self.trt.MatrixOperation
+        ops = [operation.TRANSPOSE if t else operation.NONE for t in (transa, transb)]
+        return self._add(self.network.add_matrix_multiply(a, ops[0], b, ops[1]), "matmul", self._type(a))
+
+    def einsum(self, equation, xs):
+        return self._add(self.network.add_einsum(xs, equation.replace(" ", "")), "einsum", self._type(xs[0]))
+
+    def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups):
+        empty = self.trt.Weights()
+        kernel, shift = (self.trt.Weights(t.array) if t and t.array is not None else empty for t in (weight, bias))
+        layer = self.network.add_convolution_nd(x.handle, weight.shape[0], weight.shape[2:], kernel, shift)
+        if layer is not None:
+            layer.stride_nd, layer.padding_nd, layer.dilation_nd, layer.num_groups = stride, padding, dilation, groups
+            for index, tensor in enumerate((weight, bias), 1):
+                if tensor is not None and tensor.array is None:
+                    layer.set_input(index, tensor.handle)
+        return self._add(layer, "conv2d", x.dtype)
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps):
+        """Wholly in float32: the squares of float16 numbers from 256 on have no place in float16."""
+        wide, shape = x.handle, (1,) * (x.ndim() - 1) + x.shape[-1:]
+        if x.dtype != "float32":
+            wide = self.cast(wide, x.dtype, "float32")
+        affine = []
+        for tensor, default in ((weight, 1.0), (bias, 0.0)):
+            if tensor is None:
+                affine.append(self.constant(np.full(shape, default, np.float32)))
+            elif tensor.array is not None:
+                key = ("affine", id(tensor.array), shape)
+                if key not in self._constants:
+                    self._constants[key] = self.constant(tensor.array.astype(np.float32).reshape(shape))
+                affine.append(self._constants[key])
+            else:
+                handle = (
+                    tensor.handle if tensor.dtype == "float32" else self.cast(tensor.handle, tensor.dtype, "float32")
+                )
+                affine.append(self.view(handle, shape))
+        gain, shift = affine
+        layer = self.flavour.add_normalization(self.network, wide, gain, shift, 1 << (x.ndim() - 1))
+        layer.epsilon = eps
+        out = self._add(layer, "layer_norm", "float32")
+        return out if x.dtype == "float32" else self.cast(out, "float32", x.dtype)
+
+    # ---- images
+
+    def interpolate(self, x, size, mode, align_corners):
+        layer, how = self.network.add_resize(x), self.trt.ResizeCoordinateTransformation
+        layer.shape = (*x.shape[:2], *size)
+        if mode == "nearest":
+            layer.resize_mode = self.trt.InterpolationMode.NEAREST
+            layer.coordinate_transformation = how.ASYMMETRIC
+            layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR
+        else:
+            layer.resize_mode = self.trt.InterpolationMode.LINEAR
+            layer.coordinate_transformation = how.ALIGN_CORNERS if align_corners else how.HALF_PIXEL
+        return self._add(layer, "interpolate", self._type(x))
+
+    def max_pool2d(self, x, kernel_size, stride, padding):
+        layer = self.network.add_pooling_nd(x, self.trt.PoolingType.MAX, (kernel_size, kernel_size))
+        layer.stride_nd, layer.padding_nd = (stride, stride), (padding, padding)
+        return self._add(layer, "max_pool2d", self._type(x))
+
+    def batch_norm(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps):
+        """One scale and shift for each channel, computed in float64 before they take x's type."""
+        arrays = [t.array for t in (mean, var, weight, bias)]
+        if any(a is None for a in arrays):
+            raise UniADError(f"{self._path}: the statistics of a batch norm must be constants")
+        mean_, var_, weight_, bias_ = (np.asarray(a, np.float64) for a in arrays)
+        scale = weight_ / np.sqrt(var_ + eps)
+        buffers = [a.astype(x.dtype) for a in (bias_ - mean_ * scale, scale, np.ones_like(scale))]
+        self._buffers += buffers
+        shift, gain, power = (self.trt.Weights(b) for b in buffers)  # all three, or TensorRT takes power for float32
+        layer = self.network.add_scale_nd(x.handle, self.trt.ScaleMode.CHANNEL, shift, gain, power, 1)
+        return self._add(layer, "batch_norm", x.dtype)
+
+    def grid_sample(self, x, grid, mode, align_corners):
+        layer = self.network.add_grid_sample(x, grid)  # zeros outside is its default
+        layer.align_corners = align_corners
+        if mode == "nearest":
+            layer.interpolation_mode = self.trt.InterpolationMode.NEAREST
+        return self._add(layer, "grid_sample", self._type(x))

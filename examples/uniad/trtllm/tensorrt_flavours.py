@@ -1,0 +1,128 @@
+"""What differs between TensorRT 8.6, 10.x, 11.x and TensorRT for RTX. Everything else of the executor is one path.
+
+| | types | where it builds |
+|---|---|---|
+| 8.6 | precision constraints per layer | on the GPU that runs the engine |
+| 10.x, 11.x | strongly typed | on the GPU that runs the engine |
+| TensorRT for RTX | strongly typed | anywhere, for stated compute capabilities |
+"""
+
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from errors import UniADError
+
+MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # backend -> Python module
+_TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
+_NO_GPU_NOISE = ("(cudaError 35:", "(cudaError 100:")  # no driver, no device
+
+
+def _make_logger(trt: Any, verbosity: str) -> Any:
+    class Logger(trt.ILogger):
+        """Keeps errors for messages of ours and prints what `verbosity` asks for."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if any(text in message for text in _NO_GPU_NOISE) and trt.__name__ == "tensorrt_rtx":
+                return  # TensorRT for RTX tries the GPU after every refusal, and does without
+            if int(severity) <= int(trt.ILogger.ERROR):
+                self.errors.append(message)
+            if int(severity) <= int(getattr(trt.ILogger, verbosity.upper())):
+                print(f"[{trt.__name__}] {severity.name}: {message}", flush=True)
+
+        def last(self) -> str:
+            return self.errors[-1].splitlines()[0] if self.errors else "no reason given"
+
+    return Logger()
+
+
+class Flavour:
+    """One installed TensorRT: its module `trt`, `version`, and the calls that other versions spell otherwise."""
+
+    def __init__(self, backend: str, trt: Any, verbosity: str = "internal_error"):
+        self.backend, self.trt, self.version = backend, trt, trt.__version__
+        major, minor = (int(part) for part in trt.__version__.split(".")[:2])
+        self.rtx = backend == "tensorrt-rtx"
+        if not self.rtx and (major, minor) < (8, 6):
+            raise UniADError(f"TensorRT {self.version} is too old: install 8.6 or newer, or tensorrt_rtx")
+        self.strongly_typed = self.rtx or major >= 10
+        self.types = {ours: trt.DataType.__members__.get(name) for ours, name in _TYPE_NAMES.items()}
+        self.logger = _make_logger(trt, verbosity)
+
+    def create_network(self, builder: Any) -> Any:
+        """An empty network definition with explicit batch; strongly typed where there is such a thing."""
+        flag = self.trt.NetworkDefinitionCreationFlag
+        if not self.strongly_typed:
+            return builder.create_network(1 << int(flag.EXPLICIT_BATCH))
+        strongly_typed = flag.__members__.get("STRONGLY_TYPED")  # should a version drop it: there is nothing else then
+        return builder.create_network(1 << int(strongly_typed) if strongly_typed is not None else 0)
+
+    def constrain(self, layer: Any, compute: str | None, outputs: Sequence[str]) -> None:
+        """Hold a layer to the types that its call says; called once after every layer that is added.
+
+        Args:
+            compute: "float32", "float16", or None for layers that don't compute in a float type.
+            outputs: the types of its outputs. Integers and bools follow from the layer itself.
+        """
+        if self.strongly_typed:
+            return
+        if compute is not None:
+            layer.precision = self.types[compute]
+        for index, dtype in enumerate(outputs):
+            if dtype in ("float32", "float16") or layer.type == self.trt.LayerType.CAST:
+                layer.set_output_type(index, self.types[dtype])
+
+    def declare_output(self, tensor: Any, dtype: str) -> None:
+        """Fix the type and layout of a tensor that was marked as output."""
+        if not self.strongly_typed:
+            tensor.dtype = self.types[dtype]
+            tensor.allowed_formats = 1 << int(self.trt.TensorFormat.LINEAR)
+
+    def add_normalization(self, network: Any, x: Any, scale: Any, bias: Any, axes: int) -> Any:
+        """INormalizationLayer; 10.15 renamed the call where it made group norms differ."""
+        add = getattr(network, "add_normalization_v2", None) or network.add_normalization
+        return add(x, scale, bias, axes)
+
+    def configure(self, config: Any, compute_capabilities: Sequence[str]) -> None:
+        """Set what every build has: no TF32, the types as constrained, the GPUs to build for.
+
+        Raises:
+            UniADError: this flavour can't build for one of the compute capabilities.
+        """
+        flags = self.trt.BuilderFlag
+        config.clear_flag(flags.TF32)  # rotations, cumulative sums and ids need all 24 bits
+        if not self.strongly_typed:
+            config.set_flag(flags.FP16)
+            config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+        if not self.rtx:
+            return  # it builds for the GPU that it runs on
+        known = self.trt.ComputeCapability.__members__
+        config.num_compute_capabilities = len(compute_capabilities)
+        for index, target in enumerate(compute_capabilities):
+            name = "SM" + target.replace(".", "")
+            if name not in known or not config.set_compute_capability(known[name], index):
+                names = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
+                raise UniADError(f"{self.backend} {self.version} can't build for {target}: it knows {names}")
+
+
+@functools.cache
+def load_flavour(backend: str, verbosity: str = "internal_error") -> Flavour:
+    """The installed flavour of that name ("tensorrt" or "tensorrt-rtx"), with a logger that prints from `verbosity`.
+
+    Raises:
+        UniADError: unknown, not installed, too old, or one of its libraries is missing.
+    """
+    if backend not in MODULES:
+        raise UniADError(f"no backend {backend!r}: use one of {', '.join(MODULES)}")
+    try:
+        return Flavour(backend, importlib.import_module(MODULES[backend]), verbosity)
+    except (ImportError, OSError) as error:  # OSError: a library that it needs
+        reason = str(error).splitlines()[0]
+        raise UniADError(
+            f"{MODULES[backend]} can't be imported ({reason}): install it or choose another backend"
+        ) from error
