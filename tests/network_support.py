@@ -3,11 +3,10 @@
 import contextlib
 import csv
 import functools
-import importlib.util
 
 import numpy as np
 import torch
-from support import shared_path
+from support import load_script, shared_path
 
 from trtllm import Module, Network, Tensor, net_guard
 from trtllm import functional as F
@@ -41,11 +40,7 @@ def load_op_weights(module: Module, arrays: dict[str, np.ndarray]) -> Module:
 
 @functools.cache
 def _recipe():
-    spec = importlib.util.spec_from_file_location("recipe_weights", shared_path("golden", "recipe_weights.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(shared_path("golden", "recipe_weights.py"))
 
 
 @functools.cache
