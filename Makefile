@@ -1,15 +1,15 @@
 # Everything below sets itself up: Python 3.11 and git are enough.
 PYTHON ?= python3.11
-VENV := .venv
+VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 SCRIPTS := examples/uniad
-DEMO := demo
+DEMO := $(CURDIR)/demo
 
 .PHONY: demo test lint test-full clean
 
 demo: $(READY)  ## all five steps on a tiny checkpoint and a few frames, on the CPU
-	cd $(SCRIPTS) && ../../$(PY) -m data.recipe -o ../../$(DEMO)/input
+	cd $(SCRIPTS) && $(PY) -m data.recipe -o $(DEMO)/input
 	$(PY) $(SCRIPTS)/pytorch_convert.py -i $(DEMO)/input/tiny_e2e.pth -o $(DEMO)/c-model --anchors $(DEMO)/input/motion_anchors.npy
 	$(PY) $(SCRIPTS)/builder.py -i $(DEMO)/c-model -o $(DEMO)/engine.plan -quant=False
 	$(PY) $(SCRIPTS)/run.py -i $(DEMO)/input/frames -e $(DEMO)/engine.plan -o $(DEMO)/base_result --fresh
