@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+from closeness import max_error
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "examples" / "uniad"
@@ -82,15 +83,6 @@ def tolerance(key: str, factor: float) -> float:
     with open(shared_path("golden", "tiny", "fp32_noise.tsv"), newline="") as file:
         largest = {row[0]: row[2] for row in csv.reader(file, delimiter="\t")}
     return factor * max(noise_floor()[key], float(largest[key]) * float(np.finfo(np.float32).eps))
-
-
-def max_error(actual, expected) -> float:
-    """Largest absolute difference; infinite where shapes differ or a value is not finite on one side only."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    if actual.shape != expected.shape or not np.array_equal(np.isfinite(actual), np.isfinite(expected)):
-        return float("inf")
-    finite = np.isfinite(expected)
-    return float(np.abs(actual[finite] - expected[finite]).max(initial=0.0))
 
 
 def assert_close(actual, expected, atol: float, what: str = "") -> None:

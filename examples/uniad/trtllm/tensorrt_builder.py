@@ -25,7 +25,7 @@ class BuildOptions:
         dtype: the network's type, "float32" or "float16".
         workspace: bytes of scratch memory that one layer may use.
         optimization_level: 0 (fast build) to 5 (long search).
-        timing_cache: a file with measured kernel times, used and updated.
+        timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
         compute_capabilities: what TensorRT for RTX builds for; the others build for the GPU that they run on.
         progress: called with (phase, step, steps, depth) while the engine is built, where the version reports it.
@@ -79,11 +79,14 @@ def build_engine(
     config = builder.create_builder_config()
     flavour.configure(config, options.compute_capabilities)
     monitor = _configure(config, flavour, options)
-    cache = _read_timing_cache(config, options.timing_cache)
+    if options.timing_cache is not None:
+        if flavour.rtx:
+            raise UniADError("tensorrt-rtx has no timing cache: leave the option out")
+        _read_timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
         raise UniADError(_build_failure(flavour))
-    if cache is not None and options.timing_cache is not None:
+    if options.timing_cache is not None:
         _write_timing_cache(config, options.timing_cache)
     layers = describe_layers(definition)
     del monitor, executor  # both had to live until here
@@ -143,17 +146,14 @@ def _make_monitor(trt: Any, progress: Callable[[str, int, int, int], None]) -> A
     return Monitor()
 
 
-def _read_timing_cache(config: Any, path: pathlib.Path | None) -> Any:
-    """The cache of a former build, if it fits, else an empty one."""
-    if path is None:
-        return None
+def _read_timing_cache(config: Any, path: pathlib.Path) -> None:
+    """Use the cache of a former build; an empty one where there is none, or it is of another GPU or version."""
     data = b""
     with contextlib.suppress(FileNotFoundError):
         data = path.read_bytes()
-    cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _write_timing_cache(config: Any, path: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ Operations that have no method here (deformable attention, atan2, …) are built
 """
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,7 +94,11 @@ class TensorRTExecutor:
             tensor = layer.get_output(index)
             tensor.name = f"{name}:{index}" if index else name
             self._types[tensor.name] = dtype
-            if len(tensor.shape) < 0 or (self.flavour.strongly_typed and tensor.dtype != self.flavour.types[dtype]):
+            try:
+                self.shape_of(tensor)
+            except (RuntimeError, ValueError):
+                raise UniADError(f"{name}: TensorRT refuses it: {self.flavour.logger.last()}") from None
+            if self.flavour.strongly_typed and tensor.dtype != self.flavour.types[dtype]:
                 raise UniADError(f"{name}: TensorRT makes {tensor.dtype} of it, not {dtype}")
             outputs.append(tensor)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -175,9 +180,13 @@ class TensorRTExecutor:
         return self._add(layer, op, self._type(x))
 
     def view(self, x, shape):
+        if self.shape_of(x) == tuple(shape):
+            return x
         return self._shuffle(x, "view", zero_is_placeholder=False, reshape_dims=shape)
 
     def permute(self, x, order):
+        if tuple(order) == tuple(range(len(order))):
+            return x
         return self._shuffle(x, "permute", second_transpose=order)
 
     def expand(self, x, shape):
@@ -250,7 +259,7 @@ class TensorRTExecutor:
         rank, length = len(x.shape), x.shape[dim]
         order = (*(d for d in range(rank) if d != dim), dim)
         rows = self.cast(x, dtype, "float32") if dtype != "float32" else x
-        rows = self.view(self.permute(rows, order), (-1, length))  # (prod of the others, length)
+        rows = self.view(self.permute(rows, order), (math.prod(x.shape) // length, length))
         summed = self.matmul(rows, self._triangle(length), False, False)
         summed = self.view(summed, tuple(x.shape[d] for d in order))
         summed = self.permute(summed, tuple(order.index(d) for d in range(rank)))

@@ -71,10 +71,11 @@ class Flavour:
         """
         if self.strongly_typed:
             return
-        if compute is not None:
+        kinds = self.trt.LayerType
+        if compute is not None and layer.type not in (kinds.CAST, kinds.CONSTANT):  # those compute nothing
             layer.precision = self.types[compute]
         for index, dtype in enumerate(outputs):
-            if dtype in ("float32", "float16") or layer.type == self.trt.LayerType.CAST:
+            if dtype in ("float32", "float16") or layer.type == kinds.CAST:
                 layer.set_output_type(index, self.types[dtype])
 
     def declare_output(self, tensor: Any, dtype: str) -> None:

@@ -1,0 +1,241 @@
+"""Every operation as a TensorRT engine (TensorRT for RTX builds without a GPU), and what builds promise."""
+
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import op_engines
+import pytest
+from op_cases import CASES
+from support import ROOT, SCRIPTS
+
+from errors import UniADError
+from trtllm import Module, ModuleList, Network, Parameter, net_guard, tensorrt_builder
+from trtllm import functional as F
+from trtllm import vision as V
+from trtllm.tensorrt_builder import BuildOptions, build_engine
+from trtllm.tensorrt_executor import TensorRTExecutor
+from trtllm.tensorrt_flavours import Flavour, load_flavour
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    """TensorRT for RTX; where it is absent, the same rule as for the shared data (support.shared_path)."""
+    try:
+        return load_flavour("tensorrt-rtx")
+    except UniADError as error:
+        if os.environ.get("UNIAD_REQUIRE_SHARED") == "1":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+GROUPS = op_engines.all_groups(24)
+
+
+@pytest.mark.parametrize("dtype, indices", GROUPS, ids=[f"{d}-{g[0]}to{g[-1]}" for d, g in GROUPS])
+def test_every_operation_builds(dtype, indices, rtx):
+    options = BuildOptions(dtype)
+    try:
+        engine = op_engines.build(indices, rtx, options)
+    except UniADError:
+        failures = {}
+        for index in indices:  # one by one, to name it
+            try:
+                op_engines.build([index], rtx, options)
+            except UniADError as error:
+                failures[CASES[index].name] = str(error)
+        assert not failures, failures
+        raise
+    assert len(engine.plan) > 1000
+    assert len({name for name, _, _ in engine.layers}) == len(engine.layers), "layer names must differ"
+
+
+def executor_of(rtx: Flavour) -> TensorRTExecutor:
+    builder = rtx.trt.Builder(rtx.logger)
+    executor = TensorRTExecutor(rtx.create_network(builder), rtx)
+    executor.builder = builder  # must outlive the network
+    return executor
+
+
+def test_a_wrong_type_is_caught_where_it_is_added(rtx):
+    executor = executor_of(rtx)
+    a, b = executor.input("a", "float32", (2,)), executor.input("b", "float16", (2,))
+    with pytest.raises(UniADError, match="add"):
+        executor.binary("add", a.handle, b.handle)
+    with pytest.raises(UniADError, match=r"cast: TensorRT makes DataType\.HALF of it, not float32"):
+        executor._add(executor.network.add_cast(a.handle, rtx.types["float16"]), "cast", "float32")
+
+
+def test_constants_are_shared(rtx):
+    executor = executor_of(rtx)
+    large = np.zeros((100, 9), np.float32)
+    assert executor.constant(large) is executor.constant(large)
+    assert executor.constant(large) is not executor.constant(large.copy())
+    assert executor.constant(np.ones(3, np.float32)) is executor.constant(np.ones(3, np.float32))
+    small = [np.ones(3, np.float32), np.ones((1, 3), np.float32), np.ones(3, np.int32), np.ones(3, np.float16)]
+    assert len({executor.constant(a).name for a in small}) == 4
+
+
+class Block(Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter((3, 3))
+
+    def forward(self, x):
+        return F.relu(F.matmul(x, self.weight.value))
+
+
+class Model(Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = ModuleList([Block(), Block()])
+        self._name = ""
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x)) + 1.0
+
+
+def build_model(rtx, outputs=None, **options):
+    model = Model()
+    model.load({f"layers.{i}.weight": np.eye(3, dtype=np.float32) + i for i in range(2)})
+
+    def define(inputs):
+        y = model(inputs["x"])
+        return {"y": y, "same": y, "x_out": inputs["x"], "exp": F.exp(y)}
+
+    return build_engine(define, {"x": ("float32", (4, 3))}, rtx, BuildOptions(**options), outputs)
+
+
+def test_layers_carry_the_module_path_and_weights_their_key(rtx):
+    names = [name for name, _, _ in build_model(rtx).layers]
+    wanted = ["layers.0/matmul", "layers.0/relu", "layers.0.weight", "layers.1/matmul", "layers.1/relu", "add", "exp"]
+    assert set(wanted) <= set(names), names
+    assert "layers.1.weight" in names and names.count("constant") == 1
+
+
+def test_outputs_are_pruned(rtx):
+    kinds = [kind for _, kind, _ in build_model(rtx, ["y", "x_out"]).layers]
+    assert kinds.count("identity") == 2
+    with pytest.raises(UniADError, match="no output z: the network has y, same, x_out, exp"):
+        build_model(rtx, ["y", "z"])
+
+
+def test_progress(rtx):
+    steps = []
+    build_model(rtx, progress=lambda *step: steps.append(step), optimization_level=0)
+    assert steps and steps[0][1] == 0 and steps[0][3] == 0 and all(0 <= step <= count for _, step, count, _ in steps)
+
+
+def test_timing_cache(rtx, tmp_path):
+    """Used where it fits and replaced where it does not, on a stand-in; TensorRT for RTX has none and says so."""
+
+    class Config:
+        def create_timing_cache(self, data):
+            return types.SimpleNamespace(data=data, serialize=lambda: b"new") if data != b"damaged" else None
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            if fits := cache.data != b"another GPU":
+                self.cache = cache
+            return fits
+
+        def get_timing_cache(self):
+            return self.cache
+
+    file, config = tmp_path / "timing.cache", Config()
+    for content, used in [(None, b""), (b"damaged", b""), (b"another GPU", b""), (b"good", b"good")]:
+        if content:
+            file.write_bytes(content)
+        tensorrt_builder._read_timing_cache(config, file)
+        assert config.cache.data == used
+    tensorrt_builder._write_timing_cache(config, file)
+    assert file.read_bytes() == b"new" and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(UniADError, match="no timing cache"):
+        build_model(rtx, timing_cache=file)
+
+
+def test_refusals_name_the_layer_and_the_reason(rtx):
+    def build(define, dtype="float32", shape=(4000,), **options):
+        build_engine(lambda t: {"y": define(t["x"])}, {"x": (dtype, shape)}, rtx, BuildOptions(**options))
+
+    with pytest.raises(UniADError, match="topk of 3841 rows; TensorRT sorts at most 3840"):
+        build(lambda x: F.topk(x, 3841, 0)[0])
+    with pytest.raises(UniADError, match="einsum"):
+        build(lambda x: F.einsum("ij,jk->ik", [x, x]))
+    with pytest.raises(UniADError, match=r"can't build for 9\.0: it knows 7\.5, 8\.0, 8\.6"):
+        build(F.exp, compute_capabilities=("9.0",))
+    with pytest.raises(UniADError, match="statistics of a batch norm must be constants"):
+        build(lambda x: V.batch_norm(x, *[F.exp(F.constant(np.ones(4, np.float32)))] * 4), shape=(1, 4, 2, 2))
+
+
+def test_unknown_and_missing_backends(monkeypatch):
+    with pytest.raises(UniADError, match="no backend 'cuda': use one of tensorrt-rtx, tensorrt"):
+        load_flavour("cuda")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UniADError, match=r"tensorrt can't be imported \(.*\): install it"):
+        load_flavour("tensorrt")
+
+
+def test_types_are_constrained_on_8_6(rtx):
+    """The weakly typed flavour, on a stand-in for its module: what each layer is told."""
+    trt = types.SimpleNamespace(
+        **{n: getattr(rtx.trt, n) for n in ("DataType", "ILogger", "LayerType")}, __version__="8.6.0", __name__="trt"
+    )
+    flavour = Flavour("tensorrt", trt)
+    assert not flavour.strongly_typed
+
+    class Layer:
+        def __init__(self, kind):
+            self.type, self.precision, self.outputs = kind, None, {}
+
+        def set_output_type(self, index, dtype):
+            self.outputs[index] = dtype
+
+    half, single, kinds = trt.DataType.HALF, trt.DataType.FLOAT, trt.LayerType
+    for kind, compute, outputs, precision, told in [
+        (kinds.MATRIX_MULTIPLY, "float16", ["float16"], half, {0: half}),
+        (kinds.ELEMENTWISE, "float32", ["bool"], single, {}),
+        (kinds.ELEMENTWISE, None, ["int32"], None, {}),
+        (kinds.TOPK, "float32", ["float32", "int32"], single, {0: single}),
+        (kinds.CAST, "float16", ["int32"], None, {0: trt.DataType.INT32}),
+        (kinds.CONSTANT, "float16", ["float16"], None, {0: half}),
+    ]:
+        layer = Layer(kind)
+        flavour.constrain(layer, compute, outputs)
+        assert (layer.precision, layer.outputs) == (precision, told), (kind, outputs)
+    trt.__version__ = "8.5.3"
+    with pytest.raises(UniADError, match="too old"):
+        Flavour("tensorrt", trt)
+
+
+def test_building_needs_no_torch(rtx):
+    """The whole path from functional calls to an engine, in a process of its own, with torch out of reach."""
+    code = """
+import sys
+sys.modules["torch"] = None  # an import would fail
+from trtllm.tensorrt_flavours import load_flavour
+from trtllm.tensorrt_builder import BuildOptions
+import op_engines
+print(len(op_engines.build([0], load_flavour("tensorrt-rtx"), BuildOptions()).plan))
+"""
+    path = os.pathsep.join([str(SCRIPTS), str(ROOT / "tests")])
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 1000
+
+
+def test_execution_context_is_the_networks(rtx):
+    """Two networks at once keep their parameters apart."""
+    model = Block()
+    model.load({"weight": np.eye(3, dtype=np.float32)})
+    first, second = executor_of(rtx), executor_of(rtx)
+    with net_guard(Network(first, "float32")):
+        a = model(first.input("x", "float32", (3, 3)))
+        with net_guard(Network(second, "float16")):
+            b = model(second.input("x", "float16", (3, 3)))
+        assert model.weight.value.dtype == "float32"
+    assert (a.dtype, b.dtype) == ("float32", "float16")
+    assert (first.network.num_layers, second.network.num_layers) == (3, 3)
