@@ -1,0 +1,241 @@
+"""The plugins' kernels at full size on a GPU: python3 benchmarks/benchmark_ops.py [-o results.json] [--library PATH]
+
+Builds the library with plugins/build.sh (nvcc) unless one is given. For every operation: the time of each kernel
+variant, of the composition of plain operations (torch, float16), the bytes and operations the task needs at least, and
+which share of the measured roofline the kernel reaches. The ceilings (a large copy, a large matrix product) are
+measured in the same run. Times are medians; kernels run in CUDA graphs over several sets of inputs in turn, more
+than the L2 cache holds.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "plugins"))
+
+import kernel_calls  # noqa: E402
+import kernel_cases as cases  # noqa: E402
+
+DEVICE = torch.device("cuda")
+SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]
+MAP = [(200, 200)]
+COLD_BYTES = 200e6  # inputs rotated through: four times an H100's L2 cache
+
+
+class Operation(NamedTuple):
+    """One operation at full size."""
+
+    name: str
+    target: float | None  # ms at most on an H100
+    make: Callable[[], cases.Case]
+    call: Callable  # (library, case, out, variant)
+    compose: Callable  # (case): the composition, on the current network
+    out_shape: tuple[int, ...]
+    flops: float
+    matrix: bool = False  # the floor of the arithmetic is that of the matrix units
+
+
+def nbytes(case: cases.Case) -> float:
+    """Bytes of all tensors, each read once."""
+    return float(sum(x.numel() * x.element_size() for x in case.values() if isinstance(x, torch.Tensor)))
+
+
+def median_ms(run: Callable[[], object], repeats: int = 30, warm_up: int = 5) -> float:
+    """The median time of `run` between events."""
+    times = []
+    for index in range(warm_up + repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if index >= warm_up:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def graph_ms(calls: Sequence[Callable[[], object]]) -> float:
+    """The time of one call, all captured in one CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    return median_ms(graph.replay) / len(calls)
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes per second of a large copy (read + written), float16 operations per second of a large matrix product."""
+    source = torch.randn(1 << 28, device=DEVICE)
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() * 4 / (median_ms(lambda: target.copy_(source)) * 1e-3)
+    a, b = (torch.randn(8192, 8192, device=DEVICE).half() for _ in range(2))
+    return copy, 2 * 8192**3 / (median_ms(lambda: a @ b) * 1e-3)
+
+
+def composed(function: str, **fixed):
+    """The composition of trtllm.vision on torch tensors."""
+    from trtllm import Network, Tensor, net_guard, vision
+    from trtllm.torch_executor import TORCH, TorchExecutor
+
+    names = {dtype: name for name, dtype in TORCH.items()}
+
+    def wrap(x):
+        return Tensor(x, names[x.dtype], tuple(x.shape)) if isinstance(x, torch.Tensor) else x
+
+    def run(case: cases.Case):
+        arguments = {key: wrap(x) for key, x in case.items() if key not in ("mean",)}
+        with net_guard(Network(TorchExecutor("cuda"), "float16")):
+            return getattr(vision, function)(**arguments, **fixed)
+
+    return run
+
+
+def attention_operations() -> list[Operation]:
+    half = torch.float16
+    queries, width = 40000, 256
+    points, mask, columns = cases.camera_rig_points("base_e2e")
+    pairs = float(mask.any(2).sum())  # (camera, query) pairs that are sampled
+    sample = 2 * 4 * width  # operations of one point of all heads: four corners
+
+    def deformable(library, case, out, variant):
+        kernel_calls.deformable_attention(library, **case, out=out, variant=variant)
+
+    def camera(library, case, out, variant):
+        kernel_calls.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
+
+    def temporal_composed(case: cases.Case):
+        plain = {
+            **case,
+            "reference_points": case["reference_points"].expand(2, -1, -1, -1),
+            "sampling_offsets": case["sampling_offsets"].permute(2, 0, 1, 3, 4).unsqueeze(3),
+            "attention_logits": case["attention_logits"].permute(2, 0, 1, 3),
+        }
+        return composed("deformable_attention")(plain).handle.mean(0)
+
+    def camera_composed(case: cases.Case):
+        return composed("camera_cross_attention")({**case, "visible": case["visible"].bool()})
+
+    def make(**size):
+        return lambda: cases.deformable_case(half, DEVICE, MAP, **size)
+
+    return [
+        Operation(
+            "temporal self-attention, 2 x 40000 x 8 x 4", 0.15, make(batch=2, mean=True), deformable,
+            temporal_composed, (queries, width), 2 * queries * 4 * sample),
+        Operation(
+            "camera cross-attention, 6 cameras", 0.6,
+            lambda: cases.camera_case(half, DEVICE, SHAPES, points, mask), camera, camera_composed,
+            (queries, width), pairs * 32 * sample),
+        Operation(
+            "map encoder attention, 40000 x 8 x 4", 0.08, make(), deformable, composed("deformable_attention"),
+            (1, queries, width), queries * 4 * sample),
+        Operation(
+            "map encoder attention, flat buffer", 0.08, make(levels=4, flat_buffer=True), deformable,
+            composed("deformable_attention"), (1, queries, width), queries * 4 * sample),
+        Operation(
+            "decoder attention, 1157 queries", None, make(queries=1157), deformable,
+            composed("deformable_attention"), (1, 1157, width), 1157 * 4 * sample),
+        Operation(
+            "motion attention, 257 x 6 x 12", None, make(queries=18504), deformable,
+            composed("deformable_attention"), (1, 18504, width), 18504 * 4 * sample),
+    ]  # fmt: skip
+
+
+def measure(operation: Operation, library, variants: list[int], copy_rate: float, matrix_rate: float) -> dict:
+    """All figures of one operation."""
+    first = operation.make()
+    out = torch.empty(operation.out_shape, dtype=torch.float16, device=DEVICE)
+    sets = max(2, min(16, -(-int(COLD_BYTES) // int(nbytes(first)))))
+    inputs = [first] + [operation.make() for _ in range(sets - 1)]
+    moved = nbytes(first) + out.numel() * out.element_size()
+    times = {}
+    for variant in variants:
+        calls = [lambda case=case, variant=variant: operation.call(library, case, out, variant) for case in inputs]
+        try:
+            times[variant] = graph_ms(calls)
+        except RuntimeError as error:
+            print(f"{operation.name}, variant {variant}: {error}", file=sys.stderr)
+    again = graph_ms([lambda case=case: operation.call(library, case, out, 0) for case in inputs])
+    composition = median_ms(lambda: operation.compose(first), repeats=5, warm_up=2)
+    floor = max(moved / copy_rate, operation.flops / matrix_rate if operation.matrix else 0.0) * 1e3
+    return {
+        "operation": operation.name,
+        "target_ms": operation.target,
+        "ms": times,
+        "ms_again": again,
+        "composition_ms": composition,
+        "bytes": moved,
+        "flops": operation.flops,
+        "floor_ms": floor,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """A short Markdown table; the plugin's time is variant 0's."""
+    lines = [
+        "| operation | plugin ms | target | fastest variant | composition ms | MB | GFLOP | floor ms | share |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        best = min(row["ms"], key=row["ms"].get)
+        ms = row["ms"][0]
+        lines.append(
+            f"| {row['operation']} | {ms:.4f} | {row['target_ms'] or '-'} | {best}: {row['ms'][best]:.4f} "
+            f"| {row['composition_ms']:.3f} | {row['bytes'] / 1e6:.0f} | {row['flops'] / 1e9:.1f} "
+            f"| {row['floor_ms']:.4f} | {row['floor_ms'] / ms:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", default="benchmark_ops.json", help="where the figures go")
+    parser.add_argument("--library", help="a built libuniad_plugins.so (default: build one)")
+    options = parser.parse_args()
+    path = options.library
+    if path is None:
+        build = ROOT / "build" / "plugins"
+        subprocess.run([ROOT / "plugins" / "build.sh", build], check=True, env={**os.environ, "VARIANTS": "1"})
+        path = build / "libuniad_plugins.so"
+    library = kernel_calls.load(path)
+    facts = kernel_calls.build_facts(library)
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.inference_mode():
+        copy_rate, matrix_rate = ceilings()
+        variants = list(range(9)) if facts["variants"] == "1" else [0]
+        rows = [measure(op, library, variants, copy_rate, matrix_rate) for op in attention_operations()]
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "library": facts,
+        "commit": commit,
+        "copy_bytes_per_s": copy_rate,
+        "float16_flops_per_s": matrix_rate,
+        "operations": rows,
+    }
+    pathlib.Path(options.out).write_text(json.dumps(result, indent=1))
+    for row in rows:
+        print(row["operation"], {variant: round(ms, 4) for variant, ms in row["ms"].items()}, round(row["ms_again"], 4))
+    print(f"{result['device']}: copy {copy_rate / 1e12:.2f} TB/s, float16 products {matrix_rate / 1e12:.0f} TFLOP/s")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The kernels called on torch tensors through their C interface (src/kernels.h), without TensorRT.
+
+For tests and benchmarks. The host build of the kernels (tests/kernels_host.cpp) takes CPU tensors, the CUDA library
+tensors on the GPU. Outputs are filled with NaN first, so that an unwritten element can't pass for a result.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+MAX_LEVELS = 8
+TYPES = {torch.float32: 0, torch.float16: 1}
+Levels = ctypes.c_int * MAX_LEVELS
+
+
+class DeformableAttention(ctypes.Structure):
+    """UniadDeformableAttention."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("value", "reference", "offsets", "logits", "out")),
+        *((name, ctypes.c_int) for name in ("batch", "cells", "heads", "channels", "queries", "source_queries")),
+        *((name, ctypes.c_int) for name in ("levels", "points", "reference_size", "maps")),
+        ("height", Levels),
+        ("width", Levels),
+        *((name, ctypes.c_int) for name in ("grid_width", "flat_buffer", "mean")),
+    ]
+
+
+class CameraAttention(ctypes.Structure):
+    """UniadCameraAttention."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("value", "reference", "visible", "offsets", "logits", "out")),
+        *((name, ctypes.c_int) for name in ("cameras", "cells", "heads", "channels")),
+        *((name, ctypes.c_int) for name in ("queries", "anchors", "levels", "points")),
+        ("height", Levels),
+        ("width", Levels),
+        ("grid_width", ctypes.c_int),
+    ]
+
+
+def load(path) -> ctypes.CDLL:
+    """The library at `path`."""
+    return ctypes.CDLL(str(path))
+
+
+def poisoned(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """NaNs of the given shape."""
+    return torch.full(tuple(shape), float("nan"), dtype=like.dtype, device=like.device)
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    assert tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+    return tensor.data_ptr()
+
+
+def _call(library: ctypes.CDLL, function: str, arguments: ctypes.Structure, like: torch.Tensor, variant: int) -> None:
+    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else None
+    error = getattr(library, function)(
+        ctypes.byref(arguments), TYPES[like.dtype], ctypes.c_int(variant), ctypes.c_void_p(stream)
+    )
+    if error:
+        raise RuntimeError(f"{function}: error {error} for {like.dtype}, variant {variant}")
+
+
+def _levels(spatial_shapes: Sequence[tuple[int, int]]) -> dict[str, ctypes.Array]:
+    return {"height": Levels(*(h for h, _ in spatial_shapes)), "width": Levels(*(w for _, w in spatial_shapes))}
+
+
+def _grid_width(queries: int, spatial_shapes: Sequence[tuple[int, int]]) -> int:
+    """The columns of the map, where the queries are its cells; else 0."""
+    h, w = spatial_shapes[0]
+    return w if queries == h * w else 0
+
+
+def deformable_attention(
+    library: ctypes.CDLL,
+    value: torch.Tensor,
+    reference_points: torch.Tensor,
+    sampling_offsets: torch.Tensor,
+    attention_logits: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    num_queries: int | None = None,
+    mean: bool = False,
+    grid_width: int | None = None,
+    variant: int = 0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """trtllm.vision.deformable_attention; with `mean` trtllm.vision.temporal_attention. `out` is used when given."""
+    batch, cells, heads, channels = value.shape
+    source = reference_points.shape[0 if mean else 1]
+    queries = num_queries or source
+    if mean:
+        levels, points = 1, sampling_offsets.shape[3]
+    else:
+        levels, points = sampling_offsets.shape[3:5]
+    if out is None:
+        out = poisoned((queries, heads * channels) if mean else (batch, queries, heads * channels), value)
+    arguments = DeformableAttention(
+        value=_pointer(value),
+        reference=_pointer(reference_points),
+        offsets=_pointer(sampling_offsets),
+        logits=_pointer(attention_logits),
+        out=_pointer(out),
+        batch=batch,
+        cells=cells,
+        heads=heads,
+        channels=channels,
+        queries=queries,
+        source_queries=source,
+        levels=levels,
+        points=points,
+        reference_size=reference_points.shape[-1],
+        maps=len(spatial_shapes),
+        **_levels(spatial_shapes),
+        grid_width=_grid_width(queries, spatial_shapes) * (num_queries is None) if grid_width is None else grid_width,
+        flat_buffer=num_queries is not None,
+        mean=mean,
+    )
+    _call(library, "uniad_deformable_attention", arguments, value, variant)
+    return out
+
+
+def camera_cross_attention(
+    library: ctypes.CDLL,
+    value: torch.Tensor,
+    reference_points_cam: torch.Tensor,
+    visible: torch.Tensor,
+    sampling_offsets: torch.Tensor,
+    attention_logits: torch.Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    grid_width: int = 0,
+    variant: int = 0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """trtllm.vision.camera_cross_attention; `visible` is int32 here. `out` is used when given."""
+    cameras, cells, heads, channels = value.shape
+    queries, _, levels, points, _ = sampling_offsets.shape
+    assert visible.dtype == torch.int32
+    if out is None:
+        out = poisoned((queries, heads * channels), value)
+    arguments = CameraAttention(
+        value=_pointer(value),
+        reference=_pointer(reference_points_cam),
+        visible=_pointer(visible),
+        offsets=_pointer(sampling_offsets),
+        logits=_pointer(attention_logits),
+        out=_pointer(out),
+        cameras=cameras,
+        cells=cells,
+        heads=heads,
+        channels=channels,
+        queries=queries,
+        anchors=visible.shape[2],
+        levels=levels,
+        points=points,
+        **_levels(spatial_shapes),
+        grid_width=grid_width,
+    )
+    _call(library, "uniad_camera_attention", arguments, value, variant)
+    return out
+
+
+def build_facts(library: ctypes.CDLL) -> dict[str, str]:
+    """What uniad_plugins_build says: version, cuda, tensorrt, architectures, variants."""
+    library.uniad_plugins_build.restype = ctypes.c_char_p
+    return dict(fact.split("=", 1) for fact in library.uniad_plugins_build().decode().split())

@@ -1,0 +1,181 @@
+"""Inputs of the kernels for checks and benchmarks, and what they must give: references in float64.
+
+Sampling offsets are drawn as trained networks have them: Deformable DETR's start (each head looks in its own direction,
+each point one cell farther) and noise around it. Shapes as in trtllm.vision.
+"""
+
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as TF
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples" / "uniad"))
+
+Shapes = Sequence[tuple[int, int]]
+Case = dict[str, Any]
+
+
+def spread_offsets(lead: Sequence[int], heads: int, inner: Sequence[int], points: int, device, noise: float = 0.5):
+    """float32 (*lead, heads, *inner, points, 2) in cells."""
+    angle = torch.arange(heads, device=device) * (2 * math.pi / heads)
+    direction = torch.stack([angle.cos(), angle.sin()], -1)
+    direction = direction / direction.abs().amax(-1, keepdim=True)  # (M,2)
+    start = direction.view(heads, *(1 for _ in inner), 1, 2) * torch.arange(1, points + 1, device=device).view(-1, 1)
+    return start + noise * torch.randn(*lead, heads, *inner, points, 2, device=device)
+
+
+def cell_centres(h: int, w: int, device) -> torch.Tensor:
+    """float32 (h*w,2), x then y in [0,1]."""
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    return torch.stack([(x + 0.5) / w, (y + 0.5) / h], -1).reshape(-1, 2).float()
+
+
+def deformable_case(
+    dtype: torch.dtype,
+    device,
+    shapes: Shapes,
+    batch: int = 1,
+    heads: int = 8,
+    channels: int = 32,
+    queries: int | None = None,
+    levels: int = 1,
+    points: int = 4,
+    reference_size: int = 2,
+    flat_buffer: bool = False,
+    mean: bool = False,
+) -> Case:
+    """Arguments of deformable_attention; `queries` None: one per cell of the first map."""
+    cells = sum(h * w for h, w in shapes)
+    out_queries = queries or shapes[0][0] * shapes[0][1]
+    count = -(-out_queries // levels) if flat_buffer else out_queries
+    if queries is None:
+        reference = cell_centres(*shapes[0], device)[:count].view(1, count, 1, 2).expand(batch, -1, levels, -1)
+    else:
+        reference = torch.rand(batch, count, levels, 2, device=device) * 1.2 - 0.1
+    if reference_size == 4:
+        reference = torch.cat([reference, torch.rand(batch, count, levels, 2, device=device) * 0.2], -1)
+    if mean:
+        reference = reference[0]  # (Q,1,2)
+        offsets = spread_offsets((count,), heads, (batch,), points, device)
+        logits = torch.randn(count, heads, batch, points, device=device)
+    else:
+        offsets = spread_offsets((batch, count), heads, (levels,), points, device)
+        logits = torch.randn(batch, count, heads, levels * points, device=device)
+    return {
+        "value": torch.randn(batch, cells, heads, channels, device=device).to(dtype),
+        "reference_points": reference.contiguous(),
+        "sampling_offsets": offsets.to(dtype).contiguous(),
+        "attention_logits": (logits * 2).to(dtype),
+        "spatial_shapes": list(shapes),
+        "num_queries": out_queries if flat_buffer else None,
+        "mean": mean,
+    }
+
+
+def camera_case(
+    dtype: torch.dtype, device, shapes: Shapes, reference, visible, heads: int = 8, channels: int = 32, points: int = 8
+) -> Case:
+    """Arguments of camera_cross_attention for the given float32 (N,Q,Z,2) and bool (N,Q,Z)."""
+    cameras, queries = visible.shape[:2]
+    cells = sum(h * w for h, w in shapes)
+    return {
+        "value": torch.randn(cameras, cells, heads, channels, device=device).to(dtype),
+        "reference_points_cam": reference.to(device).contiguous(),
+        "visible": visible.to(device).int().contiguous(),
+        "sampling_offsets": spread_offsets((queries,), heads, (len(shapes),), points, device).to(dtype).contiguous(),
+        "attention_logits": torch.randn(queries, heads, len(shapes) * points, device=device).to(dtype),
+        "spatial_shapes": list(shapes),
+    }
+
+
+def camera_rig_points(model: str) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What a rig of six cameras as on nuScenes' vehicle sees: points (6,Q,4,2), mask (6,Q,4), columns of the BEV."""
+    from config import load_config
+    from data.recipe import _lidar2img
+    from layers.bev_encoder import point_sampling
+    from trtllm import Network, net_guard
+    from trtllm import functional as F
+    from trtllm.torch_executor import TorchExecutor
+
+    config = load_config(model)
+    matrices = _lidar2img(config.image_height, config.image_width).astype(np.float32)
+    with torch.inference_mode(), net_guard(Network(TorchExecutor("cpu"))):
+        points, mask = point_sampling(F.constant(matrices), config)
+        return points.handle.clone(), mask.handle.clone(), config.bev_w
+
+
+def _sample(value, locations, weights, shapes: Shapes) -> torch.Tensor:
+    """float64: value (B,S,M,C) at locations (B,Q,M,L,P,2) in [0,1] with weights (B,Q,M,L,P) -> (B,Q,M*C)."""
+    b, _, m, c = value.shape
+    q, p = locations.shape[1], locations.shape[4]
+    out = torch.zeros(b * m, c, q, dtype=torch.float64, device=value.device)
+    start = 0
+    for level, (h, w) in enumerate(shapes):
+        plane = value[:, start : start + h * w].double().permute(0, 2, 3, 1).reshape(b * m, c, h, w)
+        grid = (locations[:, :, :, level] * 2 - 1).permute(0, 2, 1, 3, 4).reshape(b * m, q, p, 2)
+        share = weights[:, :, :, level].permute(0, 2, 1, 3).reshape(b * m, 1, q, p)
+        out += (TF.grid_sample(plane, grid, align_corners=False) * share).sum(-1)
+        start += h * w
+    return out.view(b, m * c, q).transpose(1, 2)
+
+
+def deformable_reference(
+    value, reference_points, sampling_offsets, attention_logits, spatial_shapes, num_queries=None, mean=False
+) -> torch.Tensor:
+    """What deformable_attention must give, float64."""
+    if mean:
+        batch = value.shape[0]
+        reference_points = reference_points.unsqueeze(0).expand(batch, -1, -1, -1)
+        sampling_offsets = sampling_offsets.permute(2, 0, 1, 3, 4).unsqueeze(3)
+        attention_logits = attention_logits.permute(2, 0, 1, 3)
+    b, q, m, levels, points, _ = sampling_offsets.shape
+    weights = attention_logits.double().softmax(-1).view(b, q, m, levels, points)
+    reference = reference_points.double().view(b, q, 1, levels, 1, -1)
+    cells = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float64, device=value.device)
+    offsets = sampling_offsets.double()
+    if reference.shape[-1] == 2:
+        locations = reference + offsets / cells.view(-1, 1, 2)
+    else:
+        locations = reference[..., :2] + offsets * reference[..., 2:] * (0.5 / points)
+    if num_queries is not None:  # blocks of P entries of the flat buffers, one per query and head
+        count = num_queries * m * points
+        locations = locations.reshape(b, -1, 2)[:, :count].view(b, num_queries, m, 1, points, 2)
+        weights = weights.reshape(b, -1)[:, :count].view(b, num_queries, m, 1, points)
+    out = _sample(value, locations, weights, spatial_shapes)
+    return out.mean(0) if mean else out
+
+
+def camera_reference(
+    value, reference_points_cam, visible, sampling_offsets, attention_logits, spatial_shapes
+) -> torch.Tensor:
+    """What camera_cross_attention must give, float64."""
+    q, m, levels, points, _ = sampling_offsets.shape
+    weights = attention_logits.double().softmax(-1).view(q, m, levels, points)
+    cells = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float64, device=value.device)
+    offsets = sampling_offsets.double() / cells.view(levels, 1, 2)
+    anchor = torch.arange(points, device=value.device) % visible.shape[2]
+    out = torch.zeros(q, m * value.shape[3], dtype=torch.float64, device=value.device)
+    count = torch.zeros(q, 1, dtype=torch.float64, device=value.device)
+    for camera in range(value.shape[0]):
+        rows = visible[camera].any(-1).nonzero().squeeze(1)
+        locations = reference_points_cam[camera, rows].double()[:, None, None, anchor] + offsets[rows]
+        out[rows] += _sample(value[camera : camera + 1], locations[None], weights[None, rows], spatial_shapes)[0]
+        count[rows] += 1
+    return out / count.clamp(min=1)
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """|actual - expected| / |expected| in the Euclidean norm; infinite where a number is missing or shapes differ."""
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
+        return math.inf
+    return float((actual.double() - expected).norm() / expected.norm())
+
+
+def rounding_noise(expected: torch.Tensor, dtype: torch.dtype) -> float:
+    """The relative error of the exact result when it is merely stored as `dtype`."""
+    return relative_error(expected.to(dtype), expected)

@@ -1,0 +1,80 @@
+/* The kernels behind a plain C interface: what the TensorRT glue, the tests and the benchmarks call.
+ *
+ * All pointers are device pointers, aligned to 16 bytes. Every function enqueues on `stream` and returns a cudaError_t
+ * (0: success); 1, cudaErrorInvalidValue, for sizes that no kernel was built for. `type` is that of value, offsets,
+ * logits and out; reference points are always float32.
+ */
+#ifndef UNIAD_KERNELS_H_
+#define UNIAD_KERNELS_H_
+
+#if defined(_WIN32)
+#define UNIAD_API __declspec(dllexport)
+#else
+#define UNIAD_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever an attribute, an input or a structure of this file changes. */
+#define UNIAD_PLUGINS_VERSION 1
+#define UNIAD_MAX_LEVELS 8
+
+enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
+
+/* Multi-scale deformable attention (Zhu et al. 2021). The softmax runs over levels * points.
+ *
+ * Plain: value (B,S,M,C), reference (B,Qs,L,2|4), offsets (B,Qs,M,L,P,2), logits (B,Qs,M,L*P) -> out (B,Q,M*C), Qs = Q.
+ * flat_buffer: L configured levels on one map; query q, head m takes entries [(q*M+m)*P, +P) of the flat buffers, so that
+ *     Qs = ceil(Q/L) source queries are enough (mmcv ms_deform_attn_cuda_kernel.cuh with 4 levels on 1).
+ * mean: B maps with points of their own, averaged (BEVFormer's temporal self-attention): reference (Qs,L,2|4) for all,
+ *     offsets (Qs,M,B,L,P,2), logits (Qs,M,B,L*P) -> out (Q,M*C).
+ */
+typedef struct UniadDeformableAttention {
+    const void* value;
+    const float* reference;
+    const void* offsets;
+    const void* logits;
+    void* out;
+    int batch, cells, heads, channels;   /* B, S, M, C */
+    int queries, source_queries;         /* Q, Qs */
+    int levels, points, reference_size;  /* L, P, 2 or 4 */
+    int maps;                            /* maps there are: L, or 1 with flat_buffer */
+    int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
+    int grid_width;                      /* > 0: the queries are a grid of so many columns (speed only) */
+    int flat_buffer, mean;
+} UniadDeformableAttention;
+
+/* BEVFormer's spatial cross-attention (Li et al. 2022): value (N,S,M,C), reference (N,Q,Z,2), visible int32 (N,Q,Z),
+ * offsets (Q,M,L,P,2), logits (Q,M,L*P) -> out (Q,M*C), the mean over the cameras that see the query. N <= 32. */
+typedef struct UniadCameraAttention {
+    const void* value;
+    const float* reference;
+    const int* visible;
+    const void* offsets;
+    const void* logits;
+    void* out;
+    int cameras, cells, heads, channels; /* N, S, M, C */
+    int queries, anchors;                /* Q, Z */
+    int levels, points;                  /* L, P */
+    int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
+    int grid_width;
+} UniadCameraAttention;
+
+/* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
+ * UNIAD_VARIANTS (see plugins/build.sh). */
+UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant, void* stream);
+UNIAD_API int uniad_camera_attention(const UniadCameraAttention* arguments, int type, int variant, void* stream);
+
+UNIAD_API int uniad_plugins_version(void);
+/* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */
+UNIAD_API const char* uniad_plugins_build(void);
+/* 0 where the library has machine code (or PTX) for the current device, else a cudaError_t. */
+UNIAD_API int uniad_plugins_check_device(void);
+UNIAD_API const char* uniad_error_string(int error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* UNIAD_KERNELS_H_ */

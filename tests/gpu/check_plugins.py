@@ -1,0 +1,179 @@
+"""Every kernel on a GPU against float64 references: python3 tests/gpu/check_plugins.py [--small] [--library PATH]
+
+Builds the library with plugins/build.sh (nvcc) unless one is given. Each case starts from a poisoned output with a
+guard band behind it; a case fails where an element is unwritten or outside the bounds below, or the band was touched.
+For each operation a deliberately broken call must fail too. `--small` leaves out the full-size cases (for
+compute-sanitizer). Exit status 1 where anything failed.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "plugins"))
+
+import kernel_calls  # noqa: E402
+import kernel_cases as cases  # noqa: E402
+
+FLOAT32_BOUND = 1e-5
+FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
+HALF_BLEND_FACTOR = 4.0  # variants that add a point's corners in float16
+HALF_BLEND = {1, 6, 8}
+GUARD = 4096  # elements behind each output
+SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]  # the image pyramid's levels at 928 x 1600
+TINY_SHAPES = [(16, 28), (8, 14), (4, 7), (2, 4)]
+DEVICE = torch.device("cuda")
+
+
+class Checks:
+    """Runs cases, prints a line for each and counts the failures."""
+
+    def __init__(self) -> None:
+        self.failed = self.run = 0
+
+    def report(self, name: str, good: bool, detail: str) -> None:
+        self.run += 1
+        self.failed += not good
+        print(f"{'ok  ' if good else 'FAIL'} {name}: {detail}", flush=True)
+
+    def compare(self, name: str, call, expected: torch.Tensor, dtype: torch.dtype, variant: int = 0) -> None:
+        """`call(out, variant)` fills `out`, a poisoned view with guard bands, with what must be `expected`."""
+        buffer = torch.full((expected.numel() + GUARD,), float("nan"), dtype=dtype, device=DEVICE)
+        out = buffer[: expected.numel()].view(expected.shape)
+        call(out, variant)
+        torch.cuda.synchronize()
+        error = cases.relative_error(out, expected)
+        bound = FLOAT32_BOUND
+        if dtype == torch.float16:
+            factor = HALF_BLEND_FACTOR if variant in HALF_BLEND else FLOAT16_FACTOR
+            bound = factor * cases.rounding_noise(expected, dtype)
+        guarded = bool(torch.isnan(buffer[expected.numel() :]).all())
+        detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
+        self.report(f"{name} {str(dtype)[6:]} variant {variant}", error <= bound and guarded, detail)
+
+    def must_differ(self, name: str, broken: torch.Tensor, expected: torch.Tensor) -> None:
+        """A broken call must be far outside of every bound."""
+        error = cases.relative_error(broken, expected)
+        self.report(f"{name} (broken on purpose)", error > 0.01, f"error {error:.2e} is seen")
+
+
+def deformable_sizes(small: bool) -> dict[str, dict]:
+    """Arguments of deformable_case by name."""
+    tiny = {"shapes": [(20, 20)], "channels": 16}
+    sizes = {
+        "temporal tiny": {**tiny, "batch": 2, "mean": True},
+        "decoder tiny": {**tiny, "queries": 37},
+        "map decoder tiny, boxes": {**tiny, "queries": 30, "reference_size": 4},
+        "map encoder tiny, flat": {**tiny, "levels": 4, "flat_buffer": True},
+        "map decoder tiny, flat boxes": {**tiny, "queries": 31, "reference_size": 4, "levels": 4, "flat_buffer": True},
+        "motion tiny": {**tiny, "queries": 5 * 6 * 12},
+    }
+    full = {"shapes": [(200, 200)]}
+    if not small:
+        sizes |= {
+            "temporal full": {**full, "batch": 2, "mean": True},
+            "two maps full": {**full, "batch": 2},
+            "decoder full": {**full, "queries": 1157},
+            "map encoder full": full,
+            "map encoder full, flat": {**full, "levels": 4, "flat_buffer": True},
+            "map decoder full, flat boxes": {
+                **full, "queries": 300, "reference_size": 4, "levels": 4, "flat_buffer": True},
+            "motion full": {**full, "queries": 257 * 6 * 12},
+        }  # fmt: skip
+    draw = random.Random(5)
+    for index in range(4 if small else 12):
+        levels, flat = draw.randint(1, 4), draw.random() < 0.3
+        shapes = [(draw.randint(1, 40), draw.randint(1, 40)) for _ in range(1 if flat else levels)]
+        sizes[f"random {index}"] = {
+            "shapes": shapes,
+            "batch": draw.randint(1, 3),
+            "heads": draw.choice([1, 3, 4, 8, 16]),
+            "channels": draw.choice([16, 32]),
+            "queries": draw.randint(1, 700),
+            "levels": levels,
+            "points": draw.choice([1, 2, 4, 5, 8]),
+            "reference_size": draw.choice([2, 4]),
+            "flat_buffer": flat,
+        }
+    return sizes
+
+
+def check_deformable(checks: Checks, library, variants: list[int], small: bool) -> None:
+    for name, size in deformable_sizes(small).items():
+        for dtype in (torch.float32, torch.float16):
+            case = cases.deformable_case(dtype, DEVICE, **size)
+            expected = cases.deformable_reference(**case)
+            tuned = dtype == torch.float16 and size.get("channels", 32) == 32 and size.get("heads", 8) == 8
+
+            def call(out, variant, case=case):
+                kernel_calls.deformable_attention(library, **case, out=out, variant=variant)
+
+            for variant in variants if tuned else [0]:
+                checks.compare(name, call, expected, dtype, variant)
+        if name in ("temporal tiny", "map encoder tiny, flat"):
+            swapped = {**case, "sampling_offsets": case["sampling_offsets"].flip(-1).contiguous()}
+            broken = kernel_calls.deformable_attention(library, **swapped)
+            checks.must_differ(f"{name}, x and y swapped", broken, expected)
+
+
+def check_camera(checks: Checks, library, variants: list[int], small: bool) -> None:
+    draw = torch.Generator().manual_seed(3)
+    tiny_points, tiny_mask, tiny_columns = cases.camera_rig_points("tiny_e2e")
+    settings = [("camera tiny", tiny_points, tiny_mask, tiny_columns, TINY_SHAPES, 16, 8, 8)]
+    if not small:
+        settings.append(("camera full", *cases.camera_rig_points("base_e2e"), SHAPES, 32, 8, 8))
+    for index in range(2 if small else 5):
+        queries, anchors = 50 + 37 * index, [4, 4, 2, 1, 3][index]
+        points = torch.rand(6, queries, anchors, 2, generator=draw) * 1.6 - 0.3
+        mask = torch.rand(6, queries, anchors, generator=draw) > 0.9
+        heads, channels = [8, 2, 4, 8, 1][index], [32, 16, 32, 32, 16][index]
+        settings.append((f"camera random {index}", points, mask, 0, TINY_SHAPES, channels, heads, 2 * anchors))
+    for name, points, mask, columns, shapes, channels, heads, count in settings:
+        for dtype in (torch.float32, torch.float16):
+            case = cases.camera_case(dtype, DEVICE, shapes, points, mask, heads, channels, count)
+            expected = cases.camera_reference(**case)
+
+            def call(out, variant, case=case, columns=columns):
+                kernel_calls.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
+
+            for variant in variants if dtype == torch.float16 and channels == 32 and heads == 8 else [0]:
+                checks.compare(name, call, expected, dtype, variant)
+        if name == "camera tiny":
+            other = {**case, "visible": case["visible"].flip(0).contiguous()}
+            broken = kernel_calls.camera_cross_attention(library, **other)
+            checks.must_differ("camera tiny, another camera's mask", broken, expected)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="no full-size cases")
+    parser.add_argument("--library", help="a built libuniad_plugins.so (default: build one)")
+    options = parser.parse_args()
+    path = options.library
+    if path is None:
+        build = ROOT / "build" / "plugins"
+        environment = {**os.environ, "VARIANTS": "1"}
+        subprocess.run([ROOT / "plugins" / "build.sh", build], check=True, env=environment)
+        path = build / "libuniad_plugins.so"
+    library = kernel_calls.load(path)
+    build_facts = kernel_calls.build_facts(library)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, library {build_facts}")
+    variants = list(range(9)) if build_facts["variants"] == "1" else [0]
+    torch.manual_seed(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    checks = Checks()
+    with torch.inference_mode():
+        check_deformable(checks, library, variants, options.small)
+        check_camera(checks, library, variants, options.small)
+    print(f"{checks.run - checks.failed} of {checks.run} checks passed")
+    return checks.failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
