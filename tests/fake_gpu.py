@@ -244,8 +244,10 @@ class FakeTensorRT(types.ModuleType):
 
     ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="user managed")
 
+    DataType = enum.Enum("DataType", list(NAMES.values()))
+
     class ILogger:
-        INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
 
     class IProfiler:
         pass
@@ -257,7 +259,7 @@ class FakeTensorRT(types.ModuleType):
     def Runtime(self, logger):
         def deserialize(plan):
             if self.engine is None:
-                logger.log(self.ILogger.ERROR, self.error)
+                logger.log(1, self.error)
             return self.engine
 
         return types.SimpleNamespace(deserialize_cuda_engine=deserialize)

@@ -16,6 +16,7 @@ from runtime import cuda
 from runtime.plan_files import PlanError, sidecar_path, write_plan
 from runtime.session import SessionError, open_session
 from runtime.tensorrt_session import ALIGNMENT, pack, views
+from trtllm.tensorrt_flavours import load_flavour
 
 CONFIG = load_config("tiny_e2e").replace(image_height=8, image_width=16)
 GRAPH = describe_graph(CONFIG, "float16")
@@ -78,9 +79,11 @@ def gpu(monkeypatch):
     runtime = FakeRuntime()
     runtime.trt = FakeTensorRT(FakeEngine(runtime, tensors(), compute))
     install(runtime, runtime.trt, monkeypatch)
-    cuda.runtime.cache_clear()
+    for cached in (cuda.runtime, load_flavour):
+        cached.cache_clear()
     yield runtime
-    cuda.runtime.cache_clear()
+    for cached in (cuda.runtime, load_flavour):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -200,7 +203,7 @@ def test_wrong_inputs(gpu, plan):
     ("facts", "message"),
     [
         ({"version": "10.13.3.9"}, "built with tensorrt 10.13.3.9, here is 8.6.0"),
-        ({"kind": "uniad-tensorrt-rtx"}, "needs tensorrt_rtx 8.6.0, which can't be imported"),
+        ({"kind": "uniad-tensorrt-rtx"}, "needs tensorrt-rtx 8.6.0: tensorrt_rtx can't be imported"),
         ({"targets": ["7.5", "8.9"]}, r"compute capability 7.5 and 8.9; this GPU \(Fake A10\) has 8.6"),
         ({"plan_sha256": "0" * 64}, "was altered"),
         ({"kind": "uniad-future"}, "not an engine of builder.py"),

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from graph_io import TASKS, output_specs
 
 from config import UniADConfig
+from errors import UniADError
 from layers.basic import Embedding, Linear
 from layers.fpn import FPN
 from layers.memory_bank import MemoryBank
@@ -22,6 +23,7 @@ from layers.track_head import BEVFormerTrackHead
 from layers.track_life_cycle import EgoMotion, TrackResult, Tracks, frame_queries, track_frame
 from trtllm import Module, Tensor, tap
 from trtllm import functional as F
+from weight import CModel
 
 
 class UniAD(Module):
@@ -126,3 +128,13 @@ def track_outputs(tracks: TrackResult) -> dict[str, Tensor]:
         "sdc_scores_3d": sdc.scores,
         "num_dropped": tracks.num_dropped,
     }
+
+
+def load_model(c_model: CModel, config: UniADConfig, tasks: Collection[str] = TASKS) -> UniAD:
+    """The network with a c-model's weights. Raises UniADError where they don't fit `config`."""
+    network = UniAD(config, tasks)
+    try:
+        network.load(c_model.tensors)
+    except (KeyError, ValueError) as error:
+        raise UniADError(f"the c-model does not fit {config.name}: {error.args[0]}") from error
+    return network

@@ -93,7 +93,7 @@ class _Tensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, key: str) -> np.ndarray:
         entry = self._entries[key]
-        dtype = np.dtype(entry.dtype).newbyteorder("<")
+        dtype = np.dtype(entry.dtype).newbyteorder("<").str  # as text: it names numpy's own type, no copy of it
         return np.memmap(self._folder / f"{key}.bin", dtype=dtype, mode="r", shape=entry.shape)
 
     def __iter__(self) -> Iterator[str]:

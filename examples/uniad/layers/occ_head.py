@@ -273,9 +273,10 @@ class OccHead(Module):
         occupied = best > self.config.occ_test_seg_thresh
         instance = F.where(occupied, index + 1, 0)  # (5,1,OO), 0 = free
         flat = F.flatten(instance)
-        present = F.scatter(  # (A+1), 1 where an id, or the free cell, occurs
-            F.constant(np.zeros(rows + 1, np.int32)), 0, flat, F.constant(np.ones(t * cells, np.int32))
-        )
+        # TensorRT takes no more indices than the data has elements: as long as the longer one, then cut.
+        nothing = F.constant(np.zeros(max(rows + 1, t * cells), np.int32))
+        present = F.scatter(nothing, 0, flat, F.constant(np.ones(t * cells, np.int32)))
+        present = F.narrow(present, 0, 0, rows + 1)  # (A+1), 1 where an id, or the free cell, occurs
         new_id = F.cumsum(present, 0) - 1
         instance = F.index_select(new_id, 0, flat)
         shape = (t, size, size)

@@ -24,23 +24,31 @@ def sidecar_path(plan: pathlib.Path) -> pathlib.Path:
     return plan.with_name(plan.name + ".json")
 
 
-def write_plan(path: pathlib.Path, write: Callable[[pathlib.Path], None], facts: Mapping[str, Any]) -> None:
+def write_plan(
+    path: pathlib.Path,
+    write: Callable[[pathlib.Path], None],
+    facts: Mapping[str, Any],
+    check: Callable[[pathlib.Path], None] | None = None,
+) -> None:
     """Write an engine and its side file, both or neither.
 
     Args:
         write: writes the engine to the path that it is given.
         facts: what the side file says; `plan_sha256` is added.
+        check: is given the path of the finished engine, not yet in its place; where it raises, nothing is written.
     Raises:
         UniADError: `path` can't be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
-            plan, sidecar = pathlib.Path(work, "plan"), pathlib.Path(work, "json")
+            plan = pathlib.Path(work, path.name)
             write(plan)
-            sidecar.write_text(json.dumps({**facts, "plan_sha256": sha256_of(plan)}, indent=1))
+            sidecar_path(plan).write_text(json.dumps({**facts, "plan_sha256": sha256_of(plan)}, indent=1))
+            if check is not None:
+                check(plan)
             os.replace(plan, path)
-            os.replace(sidecar, sidecar_path(path))
+            os.replace(sidecar_path(plan), sidecar_path(path))
     except OSError as error:
         raise UniADError(f"cannot write {path}: {error}: free space or give another file") from error
 

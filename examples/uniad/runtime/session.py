@@ -15,7 +15,7 @@ from errors import UniADError
 from runtime.plan_files import Sidecar, sidecar_path
 
 TORCH_KIND = "uniad-torch"
-TENSORRT_KINDS = {"uniad-tensorrt": "tensorrt", "uniad-tensorrt-rtx": "tensorrt_rtx"}  # kind -> module that runs it
+TENSORRT_KINDS = {"uniad-tensorrt": "tensorrt", "uniad-tensorrt-rtx": "tensorrt-rtx"}  # kind -> builder's --backend
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float16")
 

@@ -11,19 +11,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import importlib
 import pathlib
 import warnings
 from collections.abc import Iterable, Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from graph_io import TensorSpec
 
+from errors import UniADError
 from runtime import cuda
 from runtime.plan_files import Sidecar
 from runtime.session import TENSORRT_KINDS, SessionError
+from trtllm.tensorrt_flavours import Flavour, load_flavour
 
 ALIGNMENT = 256  # bytes; what TensorRT asks of tensor addresses, and cudaMalloc gives
 IN_FLIGHT = 2  # frames submitted and not yet collected, at most
@@ -92,11 +92,12 @@ class TensorRTSession:
         """
         self.config, self.convention, self._sidecar = sidecar.config, sidecar.convention, sidecar
         self.engine_ms = 0.0
-        trt = _library(path, sidecar)
+        flavour = _flavour(path, sidecar)
         self._device = _check_device(path, sidecar)
         free_before = cuda.memory_info()[0]
-        self._logger = _make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._logger = flavour.logger
+        self._logger.errors.clear()  # those of engines before this one
+        self._runtime = flavour.trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(_read_plan(path, sidecar))
         if self._engine is None:
             raise _failure(path, "TensorRT can't load the engine", self._logger)
@@ -105,7 +106,7 @@ class TensorRTSession:
         self._stream, self._upload = cuda.Stream(), cuda.Stream()
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
         self._output = cuda.DeviceBuffer(self._outputs.nbytes)
-        self._scratch, contexts = _make_contexts(trt, self._engine, IN_FLIGHT)
+        self._scratch, contexts = _make_contexts(flavour.trt, self._engine, IN_FLIGHT)
         if None in contexts:
             raise _failure(path, "TensorRT can't create an execution context", self._logger)
         self._slots = [self._make_slot(context) for context in contexts]
@@ -115,7 +116,6 @@ class TensorRTSession:
         self.reset()
         self._stream.synchronize()
         self.device_memory = free_before - cuda.memory_info()[0]
-        self._version = trt.__version__
 
     def _make_slot(self, context: Any) -> _Slot:
         host_inputs, host_outputs = cuda.PinnedBuffer(self._inputs.nbytes), cuda.PinnedBuffer(self._outputs.nbytes)
@@ -165,7 +165,6 @@ class TensorRTSession:
         return {
             **{key: value for key, value in self._sidecar.facts.items() if key not in tables},
             "device": self._device,
-            "tensorrt": self._version,
             "cuda_graph": self._slots[0].graph is not None,
         }
 
@@ -230,18 +229,17 @@ class TensorRTSession:
         return {name: view.copy() for name, view in views(host.array, self._state).items()}
 
 
-def _library(path: pathlib.Path, sidecar: Sidecar) -> ModuleType:
+def _flavour(path: pathlib.Path, sidecar: Sidecar) -> Flavour:
     """The TensorRT flavour and version that built the engine."""
-    module, version = TENSORRT_KINDS[sidecar.kind], sidecar.facts.get("version")
+    backend, version = TENSORRT_KINDS[sidecar.kind], sidecar.facts.get("version")
     try:
-        trt = importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
-        text = str(error).splitlines()[0]
-        raise SessionError(f"{path} needs {module} {version}, which can't be imported here ({text})") from error
-    if trt.__version__ != version:
-        message = f"{path} was built with {module} {version}, here is {trt.__version__}: build it again with builder.py"
-        raise SessionError(message)
-    return trt
+        flavour = load_flavour(backend)
+    except UniADError as error:
+        raise SessionError(f"{path} needs {backend} {version}: {error}") from error
+    if flavour.version != version:
+        message = f"{path} was built with {backend} {version}, here is {flavour.version}"
+        raise SessionError(f"{message}: build it again with builder.py")
+    return flavour
 
 
 def _check_device(path: pathlib.Path, sidecar: Sidecar) -> str:
@@ -287,7 +285,7 @@ def _check_tensors(path: pathlib.Path, engine: Any, sidecar: Sidecar) -> None:
         raise SessionError(f"{path} does not make {', '.join(missing)}, which {path.name}.json promises")
 
 
-def _make_contexts(trt: ModuleType, engine: Any, count: int) -> tuple[cuda.DeviceBuffer, list[Any]]:
+def _make_contexts(trt: Any, engine: Any, count: int) -> tuple[cuda.DeviceBuffer, list[Any]]:
     """Execution contexts that share their scratch memory: they never run at the same time."""
     if hasattr(engine, "device_memory_size_v2"):  # TensorRT 10.1 and later, TensorRT for RTX
         size = engine.device_memory_size_v2
@@ -302,24 +300,6 @@ def _make_contexts(trt: ModuleType, engine: Any, count: int) -> tuple[cuda.Devic
         for context in filter(None, contexts):
             context.device_memory = int(scratch.handle)
     return scratch, contexts
-
-
-def _make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps the errors."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message)
-
-        def last(self) -> str:
-            return self.errors[-1].splitlines()[0] if self.errors else "no reason given"
-
-    return Logger()
 
 
 def _failure(path: pathlib.Path, what: str, logger: Any) -> SessionError:

@@ -3,32 +3,29 @@
 import dataclasses
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import safetensors
 import torch
-from graph_io import describe_graph
+from graph_io import TASKS, describe_graph
 from safetensors.numpy import save_file
 
 from config import UniADConfig
-from errors import UniADError
-from model import UniAD
+from model import UniAD, load_model
 from runtime.plan_files import write_plan
 from runtime.session import TORCH_KIND
 from weight import CModel
 
 
-def write_torch_plan(c_model: CModel, config: UniADConfig, dtype: str, path: pathlib.Path) -> None:
-    """Write an engine.plan for the torch executor and its sidecar, whole or not at all.
+def write_torch_plan(
+    c_model: CModel, config: UniADConfig, dtype: str, path: pathlib.Path, tasks: Collection[str] = TASKS
+) -> UniAD:
+    """Write an engine.plan for the torch executor and its sidecar, whole or not at all. Returns the model.
 
     Raises UniADError where the c-model lacks weights of the network or `path` can't be written.
     """
-    network = UniAD(config)
-    try:
-        network.load(c_model.tensors)
-    except (KeyError, ValueError) as error:
-        raise UniADError(f"the c-model does not fit {config.name}: {error.args[0]}") from error
+    network = load_model(c_model, config, tasks)
     weights: Mapping[str, np.ndarray] = {
         key: np.asarray(parameter.array, parameter.dtype or dtype) for key, parameter in network.named_parameters()
     }
@@ -37,13 +34,15 @@ def write_torch_plan(c_model: CModel, config: UniADConfig, dtype: str, path: pat
         "config": config.to_json(),
         "convention": c_model.convention,
         "dtype": dtype,
+        "tasks": ",".join(tasks),
         "checkpoint": c_model.source["checkpoint"],
         "checkpoint_sha256": c_model.source["checkpoint_sha256"],
         "built_with": f"torch {torch.__version__}, safetensors {safetensors.__version__}, "
         f"numpy {np.__version__}, Python {platform.python_version()}",
     }
-    facts = {**metadata, "config": dataclasses.asdict(config), **describe_graph(config, dtype)}
+    facts = {**metadata, "config": dataclasses.asdict(config), **describe_graph(config, dtype, tasks)}
     write_plan(path, lambda plan: _save(weights, plan, metadata), facts)
+    return network
 
 
 def _save(weights: Mapping[str, np.ndarray], path: pathlib.Path, metadata: dict[str, str]) -> None:

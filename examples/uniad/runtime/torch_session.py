@@ -29,7 +29,7 @@ class TorchSession:
         try:
             self.config = config_from_dict(json.loads(metadata["config"]))
             self.convention = metadata["convention"]
-            self._module = UniAD(self.config)
+            self._module = UniAD(self.config, metadata["tasks"].split(","))
             with safetensors.safe_open(path, "numpy") as file:
                 self._module.load({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except (KeyError, ValueError, OSError, safetensors.SafetensorError) as error:
