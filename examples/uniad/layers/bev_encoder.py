@@ -103,14 +103,12 @@ class TemporalSelfAttention(Module):
         (q, dims), m, p = query.shape, self.heads, self.points
         # The history is the first half of what predicts the offsets: cell by cell, before it is projected.
         pair = F.concat([history, query + query_pos], 1)  # (Q,2D)
-        offsets = F.view(self.sampling_offsets(pair), (q, m, 2, 1, p, 2))
-        offsets = F.permute(offsets, (2, 0, 1, 3, 4, 5))  # (2,Q,M,1,P,2)
-        logits = F.permute(F.view(self.attention_weights(pair), (q, m, 2, p)), (2, 0, 1, 3))  # (2,Q,M,P)
+        offsets = F.view(self.sampling_offsets(pair), (q, m, 2, p, 2))
+        logits = F.view(self.attention_weights(pair), (q, m, 2, p))
         value = self.value_proj(F.stack([history, current], 0))  # (2,S,D)
         value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
-        reference = F.expand(F.view(reference_points, (1, q, 1, 2)), (2, q, 1, 2))
-        out = V.deformable_attention(value, reference, offsets, logits, [spatial_shape])  # (2,Q,D)
-        return query + self.output_proj(F.mean(out, 0))
+        out = V.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
+        return query + self.output_proj(out)
 
 
 class MSDeformableAttention3D(Module):

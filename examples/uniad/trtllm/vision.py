@@ -243,6 +243,42 @@ def sample_levels(
     return F.cast(out, value.dtype)
 
 
+def temporal_attention(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shape: tuple[int, int],
+) -> Tensor:
+    """Deformable attention over B maps of one shape, averaged: BEVFormer's temporal self-attention (Li et al. 2022).
+
+    Args:
+        value: (B,S,M,C) with S = h * w, M heads.
+        reference_points: float32 (Q,2) x, y in [0,1], the same for all maps.
+        sampling_offsets: (Q,M,B,P,2) in cells, each map's own.
+        attention_logits: (Q,M,B,P); the softmax runs over P.
+        spatial_shape: (h, w).
+
+    Returns:
+        (Q,M*C), in value's type.
+    """
+    custom = _offered(
+        "temporal_attention",
+        value,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+        spatial_shape=spatial_shape,
+    )
+    if custom is not None:
+        return custom
+    q, m, b, p = attention_logits.shape
+    reference = F.expand(F.view(reference_points, (1, q, 1, 2)), (b, q, 1, 2))
+    offsets = F.permute(F.view(sampling_offsets, (q, m, b, 1, p, 2)), (2, 0, 1, 3, 4, 5))  # (B,Q,M,1,P,2)
+    logits = F.permute(attention_logits, (2, 0, 1, 3))  # (B,Q,M,P)
+    return F.mean(deformable_attention(value, reference, offsets, logits, [spatial_shape]), 0)
+
+
 def camera_cross_attention(
     value: Tensor,
     reference_points_cam: Tensor,
