@@ -24,7 +24,6 @@ import kernel_cases as cases  # noqa: E402
 FLOAT32_BOUND = 1e-5
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
 HALF_BLEND_FACTOR = 4.0  # variants that add a point's corners in float16
-HALF_BLEND = {1, 6, 8}
 GUARD = 4096  # elements behind each output
 SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]  # the image pyramid's levels at 928 x 1600
 TINY_SHAPES = [(16, 28), (8, 14), (4, 7), (2, 4)]
@@ -51,7 +50,7 @@ class Checks:
         error = cases.relative_error(out, expected)
         bound = FLOAT32_BOUND
         if dtype == torch.float16:
-            factor = HALF_BLEND_FACTOR if variant in HALF_BLEND else FLOAT16_FACTOR
+            factor = HALF_BLEND_FACTOR if variant in kernel_calls.HALF_BLEND else FLOAT16_FACTOR
             bound = factor * cases.rounding_noise(expected, dtype)
         guarded = bool(torch.isnan(buffer[expected.numel() :]).all())
         detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
@@ -164,7 +163,7 @@ def main() -> int:
     library = kernel_calls.load(path)
     build_facts = kernel_calls.build_facts(library)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, library {build_facts}")
-    variants = list(range(9)) if build_facts["variants"] == "1" else [0]
+    variants = list(kernel_calls.VARIANTS) if build_facts["variants"] == "1" else [0]
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     checks = Checks()

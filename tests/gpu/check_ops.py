@@ -1,0 +1,200 @@
+"""Runs every operation of tests/op_cases.py as a TensorRT engine on a GPU and compares it with plain torch.
+
+    python tests/gpu/check_ops.py references -o refs.npz                 (anywhere, with torch)
+    python tests/gpu/check_ops.py run -r refs.npz -o op_results.json     (on the GPU; no torch: numpy, cuda-bindings
+                                                                          and tensorrt 8.6 to 11 or tensorrt_rtx)
+
+The run ends with a short table and exits with 1 where an operation failed. Engines hold several cases; where one
+can't be built, or ends the process, its cases are tried one by one, so that each failure has a name.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "examples" / "uniad"), str(ROOT / "tests")]
+
+import op_engines  # noqa: E402
+from closeness import max_error  # noqa: E402
+from op_cases import BOTH, CASES  # noqa: E402
+
+from errors import UniADError, one_line_errors  # noqa: E402
+from runtime import cuda  # noqa: E402
+from trtllm.tensorrt_builder import BuildOptions  # noqa: E402
+from trtllm.tensorrt_flavours import MODULES, Flavour, load_flavour  # noqa: E402
+
+SECONDS_PER_ENGINE = 300  # a hang counts as a failure
+
+
+def write_references(path: pathlib.Path) -> None:
+    """Inputs and plain-torch results of all cases: `<case>.in<n>`, `<case>.out<n>`."""
+    import torch
+
+    arrays = {}
+    for index, case in enumerate(CASES):
+        results = op_engines.as_list(case.reference(torch, *map(torch.from_numpy, case.inputs)))
+        arrays |= {f"{index}.in{n}": array for n, array in enumerate(case.inputs)}
+        arrays |= {f"{index}.out{n}": result.numpy() for n, result in enumerate(results)}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    print(f"{len(CASES)} cases, {path.stat().st_size / 1e6:.1f} MB: {path}")
+
+
+def read_references(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Raises UniADError where the file is of other cases than the ones here."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    for index, case in enumerate(CASES):
+        for n, array in enumerate(case.inputs):
+            if not np.array_equal(arrays.get(f"{index}.in{n}"), array, equal_nan=array.dtype.kind == "f"):
+                raise UniADError(f"{path} is of other cases ({case.name}): make it again with `references`")
+    return arrays
+
+
+def execute(plan: bytes, flavour: Flavour, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run an engine once."""
+    runtime = flavour.trt.Runtime(flavour.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    context = engine.create_execution_context() if engine else None
+    if context is None:
+        raise UniADError(f"the engine can't be loaded: {flavour.logger.last()}")
+    stream, buffers, outputs = cuda.Stream(), [], {}
+    for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+        if engine.get_tensor_mode(name).name == "INPUT":
+            array = np.ascontiguousarray(inputs[name])
+        else:
+            dtype = np.dtype(flavour.trt.nptype(engine.get_tensor_dtype(name)))
+            array = outputs[name] = np.zeros(tuple(engine.get_tensor_shape(name)), dtype)
+        buffer = cuda.DeviceBuffer(array.nbytes)
+        buffers.append((name, buffer, array))
+        context.set_tensor_address(name, int(buffer.handle))
+        stream.to_device(int(buffer.handle), array.ctypes.data, array.nbytes)
+    if not context.execute_async_v3(int(stream.handle)):
+        raise UniADError(f"the engine can't be run: {flavour.logger.last()}")
+    for name, buffer, array in buffers:
+        if name in outputs:
+            stream.to_host(array.ctypes.data, int(buffer.handle), array.nbytes)
+    stream.synchronize()
+    return outputs
+
+
+def judge(index: int, dtype: str, outputs: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> dict:
+    """Error and allowance of one case: of the result that comes closest to its allowance."""
+    worst = {"error": 0.0, "allowed": 0.0, "share": 0.0}
+    for n in range(sum(name.startswith(f"{index}.out") for name in references)):
+        wanted = references[f"{index}.out{n}"]
+        error, allowed = max_error(outputs[f"{index}.out{n}"], wanted), CASES[index].allowed(dtype, wanted)
+        share = error / allowed if allowed else float("inf") if error else 0.0
+        if n == 0 or share > worst["share"]:
+            worst = {"error": error, "allowed": allowed, "share": share}
+    return worst
+
+
+def check_group(dtype: str, indices: list[int], args: argparse.Namespace) -> list[dict]:
+    """Build and run one engine; a row for each case. Called in a process of its own."""
+    references = read_references(args.references)
+    flavour = load_flavour(args.backend)
+    options = BuildOptions(
+        dtype, optimization_level=args.builder_opt, compute_capabilities=(cuda.compute_capability(),)
+    )
+    started = time.perf_counter()
+    engine = op_engines.build(indices, flavour, options)
+    seconds = (time.perf_counter() - started) / len(indices)
+    outputs = execute(engine.plan, flavour, op_engines.input_arrays(indices, dtype))
+    device = {"device": cuda.device_name(), "tensorrt": f"{args.backend} {flavour.version}", "seconds": seconds}
+    return [{**device, **judge(index, dtype, outputs, references)} for index in indices]
+
+
+def run_in_child(dtype: str, indices: list[int], args: argparse.Namespace, work: str) -> list[dict] | str:
+    """The rows of check_group, or the reason why there are none."""
+    output = pathlib.Path(work, "rows.json")
+    output.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "group", "-r", str(args.references), "-o", str(output), "--dtype", dtype]
+    command += ["--backend", args.backend, "--indices", ",".join(map(str, indices))]
+    command += ["--builder-opt", str(args.builder_opt)] if args.builder_opt is not None else []
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_ENGINE)
+    except subprocess.TimeoutExpired:
+        return f"no end within {SECONDS_PER_ENGINE} s"
+    if result.returncode == 0 and output.exists():
+        return json.loads(output.read_text())
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the process ended with {result.returncode}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """All engines of both types. Writes the rows as JSON, prints the table; the exit status."""
+    read_references(args.references)  # fail now rather than in every child
+    load_flavour(args.backend)
+    cuda.compute_capability()
+    todo, rows = op_engines.all_groups(args.group_size), []
+    with tempfile.TemporaryDirectory() as work:
+        while todo:
+            dtype, indices = todo.pop(0)
+            result = run_in_child(dtype, indices, args, work)
+            names = [CASES[i].name for i in indices]
+            if isinstance(result, str) and len(indices) > 1:
+                print(f"{dtype} {names[0]} … {names[-1]}: {result}; one by one", flush=True)
+                todo[:0] = [(dtype, [i]) for i in indices]
+                continue
+            found = [{"failure": result, "share": float("inf")}] if isinstance(result, str) else result
+            rows += [{"case": n, "dtype": dtype, **row} for n, row in zip(names, found)]
+            print(f"{dtype} {names[0]} … {names[-1]}: done", flush=True)
+    pathlib.Path(args.output).write_text(json.dumps(rows, indent=1))
+    return print_table(rows)
+
+
+def print_table(rows: list[dict]) -> int:
+    """The counts, every failure, and the closest passes; 1 where a case failed."""
+    failed = [r for r in rows if r["share"] > 1]
+    passed = sorted((r for r in rows if 0 < r["share"] <= 1), key=lambda r: -r["share"])
+    device = next((r for r in rows if "device" in r), {"device": "?", "tensorrt": "?"})
+    print(f"\n{device['device']}, {device['tensorrt']}")
+    print(f"{'case':42} {'type':8} {'error':>10} {'allowed':>10}")
+    for row in [*failed, *passed[:8]]:
+        numbers = row.get("failure") or f"{row['error']:10.2e} {row['allowed']:10.2e}"
+        print(f"{row['case']:42} {row['dtype']:8} {numbers}{'  FAILED' if row['share'] > 1 else ''}")
+    for dtype in BOTH:
+        of_type = [r for r in rows if r["dtype"] == dtype]
+        print(f"{dtype}: {sum(r['share'] <= 1 for r in of_type)} of {len(of_type)} cases within their tolerance")
+    return 1 if failed or not rows else 0
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["references", "run", "group"], help="group: what `run` starts, one engine")
+    parser.add_argument("-r", "--references", type=pathlib.Path, help="what `references` wrote")
+    parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
+    parser.add_argument("--backend", choices=sorted(MODULES), default="tensorrt")
+    parser.add_argument("--builder-opt", type=int, help="0 to 5; TensorRT's default if left out")
+    parser.add_argument("--group-size", type=int, default=16, help="cases in one engine")
+    parser.add_argument("--dtype", choices=BOTH, default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--indices", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.step != "references" and args.references is None:
+        parser.error("-r is needed: the file that `references` wrote")
+    return args
+
+
+def main() -> int:
+    args = parse()
+    if args.step == "references":
+        write_references(args.output)
+        return 0
+    if args.step == "group":
+        rows = check_group(args.dtype, [int(i) for i in args.indices.split(",")], args)
+        args.output.write_text(json.dumps(rows))
+        return 0
+    return run(args)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())
