@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from op_references import camera_attention, deform_attention, deform_conv, rotate, sampled_levels, sampling
+from op_references import camera_attention, deform_attention, deform_conv, rotate, sampled_levels, sampling, temporal
 
 from trtllm import functional as F
 from trtllm import net_dtype
@@ -370,6 +370,23 @@ case("conv2d_norm", conv_norm, lambda t, x, r: (conv_norm_reference(t, x) + r).r
      lambda x, r: conv_norm(x, -r), IMAGE, RESIDUAL, tolerance=SUMS)
 case("conv2d_norm plain", lambda x: conv_norm(x, None, relu=False), conv_norm_reference,
      lambda x: conv_norm(x, None), IMAGE, tolerance=SUMS)
+NORM_MEAN, NORM_VARIANCE, NORM_SCALE, NORM_OFFSET = normal(6), uniform(0.25, 4, 6), normal(6), normal(6)
+
+
+def conv2d_norm(x, residual=None, **options):
+    arrays = (NORM_MEAN, NORM_VARIANCE, NORM_SCALE, NORM_OFFSET)
+    return V.conv2d_norm(x, weight(KERNEL), *(F.constant(a) for a in arrays), residual, padding=(1, 1), **options)
+
+
+def conv2d_norm_reference(t, x, stride=1):
+    statistics = map(t.tensor, (NORM_SCALE, NORM_OFFSET, NORM_MEAN, NORM_VARIANCE))
+    return t.batch_norm(t.conv2d(x, t.tensor(KERNEL), None, stride, 1), *statistics, False, 0.0, 1e-5, False)
+
+
+case("conv2d_norm", conv2d_norm, lambda t, x, r: (conv2d_norm_reference(t, x) + r).relu(),
+     lambda x, r: conv2d_norm(x), IMAGE, normal(2, 6, 9, 12), tolerance=SUMS)
+case("conv2d_norm alone", lambda x: conv2d_norm(x, stride=(2, 2), relu=False),
+     lambda t, x: conv2d_norm_reference(t, x, 2), lambda x: conv2d_norm(x, stride=(2, 2)), IMAGE, tolerance=SUMS)
 # Points inside, on the border cells' outer halves, and outside. In float16 a position is known to 1/200 of a cell.
 GRID = uniform(-1.3, 1.3, 2, 5, 7, 2)
 case("grid_sample", V.grid_sample, lambda t, x, g: t.nn.functional.grid_sample(x, g, align_corners=False),
@@ -412,6 +429,9 @@ case("sampling_points", lambda *x: list(V.sampling_points(*x, SHAPES)), lambda t
 case("sample_levels", lambda *x: V.sample_levels(*x, SHAPES), lambda t, *x: sampled_levels(t, *x, SHAPES),
      lambda v, at, by: V.sample_levels(v, 1.0 - at, by, SHAPES), VALUE, uniform(-0.1, 1.1, 2, 5, 2, 2, 3, 2),
      uniform(0, 1, 2, 5, 2, 2, 3), islands=(1, 2))
+case("temporal_attention", lambda *x: V.temporal_attention(*x, SHAPES[0]),
+     lambda t, *x: temporal(t, *x, SHAPES[0]), lambda v, r, o, a: V.temporal_attention(v, r, o, -a, SHAPES[0]),
+     VALUE[:, :48], uniform(-0.1, 1.1, 5, 2), normal(5, 2, 2, 3, 2), normal(5, 2, 2, 3), islands=(1,))
 SEEN = _random.random((6, 5, 2)) < 0.4
 SEEN[:, 3] = False  # a query that no camera sees
 case("camera_cross_attention", lambda *x: V.camera_cross_attention(*x, SHAPES),

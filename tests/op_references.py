@@ -83,6 +83,15 @@ def deform_attention(t, value, reference, offsets, logits, shapes, num_queries=N
     return sampled_levels(t, value, locations, weights, shapes)
 
 
+def temporal(t, value, reference, offsets, logits, shape):
+    """BEVFormer's temporal self-attention: the mean of one deformable attention on each map (Li et al. 2022)."""
+    maps = []
+    for i in range(value.shape[0]):
+        step, logit = offsets[None, :, :, i, None], logits[None, :, :, i]  # (1,Q,M,1,P,2) (1,Q,M,P)
+        maps.append(deform_attention(t, value[i : i + 1], reference[None, :, None], step, logit, [shape])[0])
+    return sum(maps) / len(maps)
+
+
 def camera_attention(t, value, reference, visible, offsets, logits, shapes):
     """BEVFormer's spatial cross-attention: the mean over the cameras that see a query (Li et al. 2022)."""
     cameras, queries, anchors, _ = reference.shape
