@@ -370,23 +370,6 @@ case("conv2d_norm", conv_norm, lambda t, x, r: (conv_norm_reference(t, x) + r).r
      lambda x, r: conv_norm(x, -r), IMAGE, RESIDUAL, tolerance=SUMS)
 case("conv2d_norm plain", lambda x: conv_norm(x, None, relu=False), conv_norm_reference,
      lambda x: conv_norm(x, None), IMAGE, tolerance=SUMS)
-NORM_MEAN, NORM_VARIANCE, NORM_SCALE, NORM_OFFSET = normal(6), uniform(0.25, 4, 6), normal(6), normal(6)
-
-
-def conv2d_norm(x, residual=None, **options):
-    arrays = (NORM_MEAN, NORM_VARIANCE, NORM_SCALE, NORM_OFFSET)
-    return V.conv2d_norm(x, weight(KERNEL), *(F.constant(a) for a in arrays), residual, padding=(1, 1), **options)
-
-
-def conv2d_norm_reference(t, x, stride=1):
-    statistics = map(t.tensor, (NORM_SCALE, NORM_OFFSET, NORM_MEAN, NORM_VARIANCE))
-    return t.batch_norm(t.conv2d(x, t.tensor(KERNEL), None, stride, 1), *statistics, False, 0.0, 1e-5, False)
-
-
-case("conv2d_norm", conv2d_norm, lambda t, x, r: (conv2d_norm_reference(t, x) + r).relu(),
-     lambda x, r: conv2d_norm(x), IMAGE, normal(2, 6, 9, 12), tolerance=SUMS)
-case("conv2d_norm alone", lambda x: conv2d_norm(x, stride=(2, 2), relu=False),
-     lambda t, x: conv2d_norm_reference(t, x, 2), lambda x: conv2d_norm(x, stride=(2, 2)), IMAGE, tolerance=SUMS)
 # Points inside, on the border cells' outer halves, and outside. In float16 a position is known to 1/200 of a cell.
 GRID = uniform(-1.3, 1.3, 2, 5, 7, 2)
 case("grid_sample", V.grid_sample, lambda t, x, g: t.nn.functional.grid_sample(x, g, align_corners=False),
