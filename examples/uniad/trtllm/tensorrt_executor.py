@@ -60,6 +60,7 @@ class TensorRTExecutor:
         handle = self.network.add_input(name, self.flavour.types[dtype], tuple(shape))
         if handle is None:
             raise UniADError(f"input {name}: TensorRT refuses it: {self.flavour.logger.last()}")
+        self.flavour.declare_border(handle, dtype)
         self._types[name] = dtype
         return Tensor(handle, dtype, tuple(shape))
 
@@ -68,7 +69,7 @@ class TensorRTExecutor:
         handle = self._add(self.network.add_identity(tensor.handle), "output", tensor.dtype)
         handle.name = name
         self.network.mark_output(handle)
-        self.flavour.declare_output(handle, tensor.dtype)
+        self.flavour.declare_border(handle, tensor.dtype)
 
     def _type(self, x) -> str:
         return self._types[x.name]

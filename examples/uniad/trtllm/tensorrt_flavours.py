@@ -78,8 +78,8 @@ class Flavour:
             if dtype in ("float32", "float16") or layer.type == kinds.CAST:
                 layer.set_output_type(index, self.types[dtype])
 
-    def declare_output(self, tensor: Any, dtype: str) -> None:
-        """Fix the type and layout of a tensor that was marked as output."""
+    def declare_border(self, tensor: Any, dtype: str) -> None:
+        """Fix the type and the plain layout of an input, or of a tensor that was marked as output."""
         if not self.strongly_typed:
             tensor.dtype = self.types[dtype]
             tensor.allowed_formats = 1 << int(self.trt.TensorFormat.LINEAR)
