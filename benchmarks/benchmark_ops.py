@@ -217,7 +217,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.inference_mode():
         copy_rate, matrix_rate = ceilings()
-        variants = list(range(9)) if facts["variants"] == "1" else [0]
+        variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
         rows = [measure(op, library, variants, copy_rate, matrix_rate) for op in attention_operations()]
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {

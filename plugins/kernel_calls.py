@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 
 MAX_LEVELS = 8
+VARIANTS = range(9)  # of a library built with UNIAD_VARIANTS
+HALF_BLEND = {1, 6, 8}  # variants that add a point's corners in float16
 TYPES = {torch.float32: 0, torch.float16: 1}
 Levels = ctypes.c_int * MAX_LEVELS
 

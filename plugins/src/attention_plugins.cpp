@@ -1,0 +1,152 @@
+// UniADDeformableAttention and UniADCameraAttention.
+#include "plugin.h"
+
+namespace uniad {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::DimensionOperation;
+using nvinfer1::DimsExprs;
+using nvinfer1::IExprBuilder;
+using nvinfer1::PluginTensorDesc;
+
+/// (height, width) of the maps; as many as are not 0.
+struct SpatialShapes {
+    int32_t sizes[UNIAD_MAX_LEVELS][2];
+
+    int count() const {
+        int levels = 0;
+        while (levels < UNIAD_MAX_LEVELS && sizes[levels][0] > 0 && sizes[levels][1] > 0) {
+            ++levels;
+        }
+        return levels;
+    }
+    void copy(int* heights, int* widths) const {
+        for (int i = 0; i < UNIAD_MAX_LEVELS; ++i) {
+            heights[i] = sizes[i][0];
+            widths[i] = sizes[i][1];
+        }
+    }
+};
+
+/// Inputs value (B,S,M,C), reference float32, offsets, logits; see UniadDeformableAttention.
+struct DeformableAttention {
+    static constexpr const char* kName = "UniADDeformableAttention";
+    static constexpr int kInputs = 4;
+    static const Attribute kAttributes[4];
+    int32_t half, num_queries, mean;  // num_queries > 0: the flat-buffer rule
+    SpatialShapes spatial_shapes;
+
+    bool valid() const { return spatial_shapes.count() > 0 && !(num_queries > 0 && mean != 0); }
+
+    DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder& builder) const {
+        const DimsExprs& value = inputs[0];
+        DimsExprs out;
+        out.nbDims = mean != 0 ? 2 : 3;
+        out.d[0] = value.d[0];
+        out.d[out.nbDims - 2] = num_queries > 0 ? builder.constant(num_queries) : inputs[2].d[mean != 0 ? 0 : 1];
+        out.d[out.nbDims - 1] = builder.operation(DimensionOperation::kPROD, *value.d[2], *value.d[3]);
+        return out;
+    }
+    bool supports(int position, const PluginTensorDesc* tensors) const {
+        return isLinear(tensors[position], position == 1 ? DataType::kFLOAT : floatType(half));
+    }
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+        const auto& value = in[0].dims;
+        const auto& reference = in[1].dims;
+        const auto& offsets = in[2].dims;  // (B,Q,M,L,P,2), or (Q,M,B,P,2) with mean
+        UniadDeformableAttention a{};
+        a.value = inputs[0];
+        a.reference = static_cast<const float*>(inputs[1]);
+        a.offsets = inputs[2];
+        a.logits = inputs[3];
+        a.out = output;
+        a.batch = value.d[0];
+        a.cells = value.d[1];
+        a.heads = value.d[2];
+        a.channels = value.d[3];
+        a.source_queries = offsets.d[mean != 0 ? 0 : 1];
+        a.queries = num_queries > 0 ? num_queries : a.source_queries;
+        a.levels = mean != 0 ? 1 : offsets.d[3];
+        a.points = offsets.d[offsets.nbDims - 2];
+        a.reference_size = reference.d[reference.nbDims - 1];
+        a.maps = spatial_shapes.count();
+        spatial_shapes.copy(a.height, a.width);
+        a.grid_width = num_queries == 0 && a.queries == a.height[0] * a.width[0] ? a.width[0] : 0;
+        a.flat_buffer = num_queries > 0;
+        a.mean = mean;
+        return uniad_deformable_attention(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, 0, stream);
+    }
+};
+const Attribute DeformableAttention::kAttributes[4] = {
+    {"half", offsetof(DeformableAttention, half), 1},
+    {"num_queries", offsetof(DeformableAttention, num_queries), 1},
+    {"mean", offsetof(DeformableAttention, mean), 1},
+    {"spatial_shapes", offsetof(DeformableAttention, spatial_shapes), 2 * UNIAD_MAX_LEVELS},
+};
+
+/// Inputs value (N,S,M,C), reference float32, visible int32, offsets, logits; see UniadCameraAttention.
+struct CameraAttention {
+    static constexpr const char* kName = "UniADCameraAttention";
+    static constexpr int kInputs = 5;
+    static const Attribute kAttributes[3];
+    int32_t half, grid_width;
+    SpatialShapes spatial_shapes;
+
+    bool valid() const { return spatial_shapes.count() > 0; }
+
+    DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder& builder) const {
+        const DimsExprs& value = inputs[0];
+        DimsExprs out;
+        out.nbDims = 2;
+        out.d[0] = inputs[3].d[0];
+        out.d[1] = builder.operation(DimensionOperation::kPROD, *value.d[2], *value.d[3]);
+        return out;
+    }
+    bool supports(int position, const PluginTensorDesc* tensors) const {
+        const DataType type = position == 1 ? DataType::kFLOAT : position == 2 ? DataType::kINT32 : floatType(half);
+        return isLinear(tensors[position], type);
+    }
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+        const auto& value = in[0].dims;
+        const auto& visible = in[2].dims;  // (N,Q,Z)
+        const auto& offsets = in[3].dims;  // (Q,M,L,P,2)
+        UniadCameraAttention a{};
+        a.value = inputs[0];
+        a.reference = static_cast<const float*>(inputs[1]);
+        a.visible = static_cast<const int*>(inputs[2]);
+        a.offsets = inputs[3];
+        a.logits = inputs[4];
+        a.out = output;
+        a.cameras = value.d[0];
+        a.cells = value.d[1];
+        a.heads = value.d[2];
+        a.channels = value.d[3];
+        a.queries = visible.d[1];
+        a.anchors = visible.d[2];
+        a.levels = offsets.d[2];
+        a.points = offsets.d[3];
+        spatial_shapes.copy(a.height, a.width);
+        a.grid_width = grid_width;
+        return uniad_camera_attention(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, 0, stream);
+    }
+};
+const Attribute CameraAttention::kAttributes[3] = {
+    {"half", offsetof(CameraAttention, half), 1},
+    {"grid_width", offsetof(CameraAttention, grid_width), 1},
+    {"spatial_shapes", offsetof(CameraAttention, spatial_shapes), 2 * UNIAD_MAX_LEVELS},
+};
+
+}  // namespace
+
+nvinfer1::IPluginCreator* deformableAttentionCreator() {
+    static Creator<DeformableAttention> creator;
+    return &creator;
+}
+
+nvinfer1::IPluginCreator* cameraAttentionCreator() {
+    static Creator<CameraAttention> creator;
+    return &creator;
+}
+
+}  // namespace uniad

@@ -1,0 +1,160 @@
+"""The kernels' arithmetic, compiled for the host: their threads run one after another behind the same C interface.
+
+The tests of the network's operators run once more with the kernels in place of torch's sampling; each of them feeds a
+broken case too. What only a GPU can show is in tests/gpu/check_plugins.py.
+"""
+
+import collections
+import os
+import pathlib
+import shutil
+import subprocess
+
+import kernel_calls
+import kernel_cases as cases
+import network_support
+import pytest
+import test_bev_encoder
+import test_motion_head
+import test_seg_head
+import test_track_decoder
+import torch
+from support import ROOT
+
+from trtllm.functional import make
+from trtllm.torch_executor import TorchExecutor
+
+INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
+CUDA = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+# Stored as float16, the exact result has this much more error at most; measured: 1.02, and 2.2 with corners in float16.
+FLOAT16_FACTOR, HALF_BLEND_FACTOR = 1.5, 4.0
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++: the kernels' headers can't be compiled for the host")
+    path = tmp_path_factory.mktemp("kernels") / "libkernels_host.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-DUNIAD_VARIANTS"]
+    source = [ROOT / "tests" / "kernels_host.cpp", "-I", ROOT / "plugins" / "src"]
+    subprocess.run([compiler, *flags, "-shared", "-fPIC", *source, "-o", path], check=True)
+    return kernel_calls.load(path)
+
+
+class HostKernels(TorchExecutor):
+    """The torch executor with the kernels for the operations that have one."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.library = library
+        self.calls: collections.Counter[str] = collections.Counter()
+
+    def _run(self, call, tensors, **attributes):
+        self.calls[call.__name__] += 1
+        out = call(self.library, *(t.handle.contiguous() for t in tensors), **attributes)
+        return make(out, tensors[0].dtype)
+
+    def deformable_attention(self, *tensors, spatial_shapes, num_queries):
+        call = kernel_calls.deformable_attention
+        return self._run(call, tensors, spatial_shapes=spatial_shapes, num_queries=num_queries)
+
+    def temporal_attention(self, value, reference_points, offsets, logits, spatial_shape):
+        reference = make(reference_points.handle.unsqueeze(1), "float32")  # one level
+        tensors = (value, reference, offsets, logits)
+        return self._run(kernel_calls.deformable_attention, tensors, spatial_shapes=[spatial_shape], mean=True)
+
+    def camera_cross_attention(self, value, reference_points, visible, *tensors, spatial_shapes):
+        visible = make(visible.handle.int(), "int32")
+        tensors = (value, reference_points, visible, *tensors)
+        return self._run(kernel_calls.camera_cross_attention, tensors, spatial_shapes=spatial_shapes)
+
+
+@pytest.fixture
+def kernels(library, monkeypatch):
+    """Every torch_network() of the test uses the kernels."""
+    executor = HostKernels(library)
+    monkeypatch.setattr(network_support, "torch_executor", lambda device: executor)
+    return executor
+
+
+@pytest.mark.parametrize(
+    ("operator_test", "arguments", "kernel"),
+    [
+        (test_bev_encoder.test_temporal_attention_op, (), "deformable_attention"),
+        (test_bev_encoder.test_camera_attention_op, (), "camera_cross_attention"),
+        (test_track_decoder.test_deformable_attention_op, (), "deformable_attention"),
+        (test_seg_head.test_deformable_attention, (1,), "deformable_attention"),
+        (test_seg_head.test_deformable_attention, (4,), "deformable_attention"),
+        (test_motion_head.test_motion_deformable_attention, (), "deformable_attention"),
+    ],
+)
+def test_recorded_operator(kernels, operator_test, arguments, kernel):
+    operator_test(*arguments)
+    assert kernels.calls[kernel] >= 2  # the operator and its broken case
+
+
+SIZES = [
+    {"shapes": [(20, 20)], "batch": 2, "mean": True},
+    {"shapes": [(13, 17)], "levels": 4, "flat_buffer": True},
+    {"shapes": [(13, 17)], "queries": 61, "reference_size": 4, "levels": 4, "flat_buffer": True, "channels": 16},
+    {"shapes": [(9, 7), (5, 4), (1, 1)], "batch": 2, "queries": 21, "levels": 3, "points": 5, "heads": 3},
+    {"shapes": [(9, 7), (5, 4)], "queries": 50, "levels": 2, "points": 8, "heads": 16, "channels": 16},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("size", SIZES)
+def test_deformable_attention(library, size, dtype):
+    torch.manual_seed(7)
+    case = cases.deformable_case(dtype, "cpu", **size)
+    expected = cases.deformable_reference(**case)
+    tuned = dtype == torch.float16 and size.get("heads", 8) == 8 and size.get("channels", 32) == 32
+    for variant in kernel_calls.VARIANTS if tuned else [0]:
+        out = kernel_calls.deformable_attention(library, **case, variant=variant)
+        assert cases.relative_error(out, expected) < bound(expected, dtype, variant), variant
+    moved = {**case, "sampling_offsets": case["sampling_offsets"] + 0.01}
+    out = kernel_calls.deformable_attention(library, **moved)
+    assert cases.relative_error(out, expected) > bound(expected, dtype, 0), "all points moved by a hundredth of a cell"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("anchors", "heads", "channels"), [(4, 8, 32), (4, 2, 16), (3, 4, 32)])
+def test_camera_cross_attention(library, anchors, heads, channels, dtype):
+    torch.manual_seed(8)
+    points, visible = torch.rand(6, 55, anchors, 2) * 1.6 - 0.3, torch.rand(6, 55, anchors) > 0.9
+    points[0, 0] = float("inf")  # an anchor in the camera's plane; other anchors may be seen
+    visible[0, 0] = False
+    case = cases.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, heads, channels, 2 * anchors)
+    expected = cases.camera_reference(**case)
+    assert 0 < int(visible.any(2).any(0).sum()) < 55, "some queries are seen by no camera"
+    for variant in kernel_calls.VARIANTS if dtype == torch.float16 and heads == 8 else [0]:
+        out = kernel_calls.camera_cross_attention(library, **case, variant=variant)
+        assert cases.relative_error(out, expected) < bound(expected, dtype, variant), variant
+    other = {**case, "visible": case["visible"].flip(0).contiguous()}
+    out = kernel_calls.camera_cross_attention(library, **other)
+    assert cases.relative_error(out, expected) > 0.1, "another camera's mask"
+
+
+def test_unknown_sizes_are_refused(library):
+    case = cases.deformable_case(torch.float32, "cpu", shapes=[(4, 4)], channels=24)
+    with pytest.raises(RuntimeError, match="error 1"):
+        kernel_calls.deformable_attention(library, **case)
+
+
+def bound(expected: torch.Tensor, dtype: torch.dtype, variant: int) -> float:
+    if dtype == torch.float32:
+        return 2e-6  # measured: 4e-7
+    factor = HALF_BLEND_FACTOR if variant in kernel_calls.HALF_BLEND else FLOAT16_FACTOR
+    return factor * cases.rounding_noise(expected, dtype)
+
+
+@pytest.mark.parametrize("include", INCLUDES or [None], ids=lambda path: path.parent.name if path else "none")
+@pytest.mark.parametrize("source", ["attention_plugins.cpp", "registry.cpp"])
+def test_glue_compiles(include, source):
+    """Against each TensorRT whose headers lie in third_party/tensorrt-<version>/include."""
+    if include is None or not (CUDA / "include" / "cuda_runtime_api.h").exists() or shutil.which("g++") is None:
+        pytest.skip("needs g++, CUDA's headers and third_party/tensorrt-<version>/include")
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]
+    system = ["-isystem", include, "-isystem", CUDA / "include"]
+    subprocess.run(["g++", *flags, *system, ROOT / "plugins" / "src" / source], check=True)
