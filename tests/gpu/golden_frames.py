@@ -97,8 +97,9 @@ class Comparison:
     """Frames of one sequence against their recordings.
 
     `exact` (FP32): errors are largest ones, tracks are matched by id; ids, classes and life cycle must be equal.
-    Otherwise (FP16) errors are norms over an output, because single values can be far off; a track whose score lies within MARGIN of a threshold may be there or not, after which later tracks have other ids: tracks are
-    matched by place, and a matched track must keep its id as long as it lives.
+    Otherwise (FP16) errors are norms over an output, because single values can be far off; a track whose score lies
+    within MARGIN of a threshold may be there or not, after which later tracks have other ids: tracks are matched by
+    place, and a matched track must keep its id as long as it lives.
     """
 
     MARGIN = 0.02  # of a score; float16 costs the torch executor up to 0.007
@@ -132,6 +133,9 @@ class Comparison:
                 expected = recorded[f"result.{name}"][np.append(theirs, -1)]
                 errors[name] = self.error(outputs[name][np.append(ours, -1)], expected)
         self._tasks(recorded, outputs, errors)
+        if "bev.out@sample" in recorded:  # every so many elements
+            step, bev = int(recorded["bev.out@meta"][0]), recorded["bev.out@sample"].ravel()
+            errors["prev_bev"] = self.error(state["prev_bev"].ravel()[::step], bev)
         return errors, wrong
 
     def _match(self, recorded, outputs, wrong) -> tuple[np.ndarray, np.ndarray]:
@@ -177,15 +181,15 @@ class Comparison:
             wrong.append("ids of carried tracks")
         if self.exact and int(state["max_obj_id"][0]) != int(recorded["tracker.max_obj_id"]):
             wrong.append(f"max_obj_id {int(state['max_obj_id'][0])}, not {int(recorded['tracker.max_obj_id'])}")
+        if not pairs:
+            wrong += ["no carried track"] * bool(len(theirs_all))
+            return
         for name in ("disappear_time", "mem_padding_mask", "save_period"):
             differs = state[f"track_{name}"][ours] != recorded[f"carried.{name}"][theirs]
             if differs.reshape(len(pairs), -1).any(axis=1).sum() > allowed:
                 wrong.append(f"carried {name}")
         for name in ("query", "ref_pts", "pred_boxes", "mem_bank"):
             errors[f"track_{name}"] = self.error(state[f"track_{name}"][ours], recorded[f"carried.{name}"][theirs])
-        if "bev.out@sample" in recorded:
-            step = int(recorded["bev.out@meta"][0])
-            errors["prev_bev"] = self.error(state["prev_bev"].ravel()[::step], recorded["bev.out@sample"].ravel())
 
     def _tasks(self, recorded, outputs, errors) -> None:
         if "result.scores_3d_det" in recorded:

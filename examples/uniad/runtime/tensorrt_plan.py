@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from graph_io import describe_graph, input_specs, state_specs
+from graph_io import TASKS, describe_graph, input_specs, state_specs
 
 from config import UniADConfig
 from model import UniAD, load_model
@@ -43,7 +43,7 @@ def write_tensorrt_plan(
     flavour: Flavour,
     options: BuildOptions,
     path: pathlib.Path,
-    tasks: Collection[str],
+    tasks: Collection[str] = TASKS,
     check: bool = True,
     reference_file: pathlib.Path | None = None,
     layers_file: pathlib.Path | None = None,
