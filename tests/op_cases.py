@@ -388,6 +388,21 @@ case("modulated_deform_conv2d", lambda x, o: V.modulated_deform_conv2d(x, o, wei
      lambda x, o: V.modulated_deform_conv2d(x, -o, weight(DCN_WEIGHT), stride=2), IMAGE, OFFSET_MASK,
      tolerance=(1e-5, 5e-3))
 
+QUERY, KEY, VALUES = normal(2, 7, 4), normal(2, 9, 4), normal(2, 9, 4)  # (heads,Q|K,C)
+HIDDEN = _random.random((7, 9)) < 0.5
+HIDDEN[:, 2] = False
+
+
+def fused_attention(t, q, k, v, blocked):
+    return ((q @ k.mT / 2).masked_fill(blocked, -math.inf)).softmax(-1) @ v
+
+
+case("attention", V.attention, lambda t, *x: fused_attention(t, *x, t.zeros(7, 9, dtype=bool)),
+     lambda q, k, v: V.attention(q * 2.0, k, v), QUERY, KEY, VALUES)
+case("attention blocked", V.attention, fused_attention, lambda q, k, v, b: V.attention(q, k, v, F.not_op(b)),
+     QUERY, KEY, VALUES, HIDDEN)
+LONG = (normal(2, 130, 4), normal(2, 140, 4), normal(2, 140, 4), _random.random((1, 140)) < 0.5)
+case("attention long", V.attention, fused_attention, lambda q, k, v, b: V.attention(q, k, v), *LONG)
 SHAPES = ((6, 8), (3, 4))  # two levels, 48 + 12 cells
 VALUE = normal(2, 60, 2, 4)  # (B,S,M,C)
 POINTS, BOXES = (

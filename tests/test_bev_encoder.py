@@ -173,14 +173,14 @@ def test_shift_moves_both_reference_points(monkeypatch):
     """[T] The shift enters the current map's reference points too, and counts without a history."""
     unshifted = run_encoder(0, shift=np.zeros(2))["bev.layer0"]
     assert_differs(unshifted, tiny_frame(0)["bev.layer0"][0], 1e-2, "no shift without a history")
-    attention = V.deformable_attention
+    attention = V.temporal_attention
 
-    def repaired(value, reference_points, *rest):
-        history, current = F.chunk(reference_points, 2, 0)
-        current = current - const(tiny_shift(1))
-        return attention(value, F.concat([history, current], 0), *rest)
+    def repaired(value, reference_points, offsets, logits, spatial_shape):
+        cells = tiny_shift(1) * np.asarray(spatial_shape[::-1])  # x, y
+        of_maps = np.stack([0 * cells, cells]).reshape(1, 1, 2, 1, 2).astype(np.float32)
+        return attention(value, reference_points, offsets - const(of_maps), logits, spatial_shape)
 
-    monkeypatch.setattr(V, "deformable_attention", repaired)
+    monkeypatch.setattr(V, "temporal_attention", repaired)
     assert_differs(run_encoder(1)["bev.layer0"], tiny_frame(1)["bev.layer0"][0], 1e-2, "only the history shifted")
 
 

@@ -9,8 +9,6 @@ from trtllm import Module, ModuleList, Parameter, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
 
-BLOCKED = -10000.0  # logit of a masked key: exp() of it is 0 in both types, and no row can become NaN
-
 
 class Linear(Module):
     """y = x W^T + b: (…,in) -> (…,out)."""
@@ -134,12 +132,8 @@ class MultiheadAttention(Module):
         return F.transpose(y, -3, -2)  # (…,heads,L,D/heads)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
-        q = self._project(query, 0) * (self.embed_dims // self.num_heads) ** -0.5
-        k, v = self._project(key, 1), self._project(value, 2)
-        logits = F.matmul(q, k, transb=True)  # (…,heads,Q,K)
-        if blocked is not None:
-            logits = F.where(blocked, BLOCKED, logits)
-        out = F.matmul(F.softmax(logits, -1), v)  # (…,heads,Q,D/heads)
+        q, k, v = self._project(query, 0), self._project(key, 1), self._project(value, 2)
+        out = V.attention(q, k, v, blocked)  # (…,heads,Q,D/heads)
         out = F.view(F.transpose(out, -3, -2), query.shape, False)  # (…,Q,D)
         return self.out_proj(out)
 

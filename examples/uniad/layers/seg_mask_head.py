@@ -23,8 +23,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of heads: query (M,N,C), key and value (M,L,C) -> (N,M*C)."""
     m, n, c = query.shape
-    weights = F.softmax(attention_logits(query, key), -1)  # (M,N,L)
-    return F.view(F.permute(F.matmul(weights, value), (1, 0, 2)), (n, m * c))
+    return F.view(F.permute(V.attention(query, key, value), (1, 0, 2)), (n, m * c))
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:

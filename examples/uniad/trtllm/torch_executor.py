@@ -22,6 +22,8 @@ TORCH = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+SHORT_ROW = 16  # torch's softmax is slow along a last dimension shorter than this
+LARGE_ATTENTION = 16384  # logits of a head from which on torch's fused attention is faster
 UNARY = {
     "exp": torch.exp,
     "log": torch.log,
@@ -140,7 +142,10 @@ class TorchExecutor:
         return torch.softmax(x, dim)
 
     def matmul(self, a, b, transa, transb):
-        return torch.matmul(a.transpose(-1, -2) if transa else a, b.transpose(-1, -2) if transb else b)
+        a, b = (a.transpose(-1, -2) if transa else a), (b.transpose(-1, -2) if transb else b)
+        if b.dim() > 2 and math.prod(b.shape[:-2]) == 1:  # one product of all rows, not one for each leading index
+            b = b.reshape(b.shape[-2:])
+        return torch.matmul(a, b)
 
     def einsum(self, equation, xs):
         return torch.einsum(equation, *xs)
@@ -167,14 +172,40 @@ class TorchExecutor:
         return TF.grid_sample(x, grid, mode, "zeros", align_corners)
 
 
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """The layout (N,H,W,C) in memory, in which the CPU's convolutions need no copies."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class TorchCPUExecutor(TorchExecutor):
     """The torch executor on the CPU in float32, with the heavy vision operations done the fast way (torch_sampling).
 
     Queries that a camera cannot see are skipped, as the original does.
     """
 
+    def softmax(self, x, dim):
+        if dim == x.dim() - 1 and x.shape[-1] <= SHORT_ROW:
+            return torch.softmax(x.movedim(-1, 0).contiguous(), 0).movedim(0, -1)
+        return torch.softmax(x, dim)
+
+    def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups):
+        bias_handle = bias.handle if bias is not None else None
+        pixels, kernel = channels_last(x.handle), channels_last(weight.handle)
+        return TF.conv2d(pixels, kernel, bias_handle, stride, padding, dilation, groups)
+
     def atan2(self, y, x):
         return make(torch.atan2(y.handle, x.handle), "float32")
+
+    def attention(self, query, key, value, blocked):
+        if query.dtype != "float32" or query.ndim() not in (3, 4) or query.shape[-2] * key.shape[-2] < LARGE_ATTENTION:
+            return None
+        # torch's fused attention never holds all logits; it wants four dimensions.
+        q, k, v = (t.handle.view(-1, *t.shape[-3:]) for t in (query, key, value))
+        bias = None
+        if blocked is not None:
+            bias = torch.zeros(blocked.shape).masked_fill_(blocked.handle, vision.BLOCKED)
+            bias = bias.view((1,) * (4 - bias.dim()) + bias.shape)
+        return make(TF.scaled_dot_product_attention(q, k, v, bias).view(query.shape), "float32")
 
     def deformable_attention(self, value, reference_points, offsets, logits, spatial_shapes, num_queries):
         if value.dtype != "float32":
@@ -182,6 +213,18 @@ class TorchCPUExecutor(TorchExecutor):
         locations, weights = vision.sampling_points(reference_points, offsets, logits, spatial_shapes, num_queries)
         triples = zip(value.handle, locations.handle, weights.handle)
         return make(torch.stack([LevelTable(v, spatial_shapes).sample(at, by) for v, at, by in triples]), "float32")
+
+    def temporal_attention(self, value, reference_points, offsets, logits, spatial_shape):
+        if value.dtype != "float32":
+            return None
+        b, s, m, c = value.shape
+        q = offsets.shape[0]
+        # The maps are as good as levels of one map, at weights that sum to 1 over all of them.
+        h, w = spatial_shape
+        locations = reference_points.handle.view(q, 1, 1, 1, 2) + offsets.handle * torch.tensor([1 / w, 1 / h])
+        weights = self.softmax(logits.handle, 3) / b
+        table = LevelTable(value.handle.reshape(b * s, m, c), [spatial_shape] * b)
+        return make(table.sample(locations, weights), "float32")
 
     def camera_cross_attention(self, value, reference_points_cam, visible, offsets, logits, spatial_shapes):
         if value.dtype != "float32":
@@ -215,8 +258,8 @@ class TorchCPUExecutor(TorchExecutor):
         # The normalisation goes into the weights, the rest happens in place: each pass over a feature map that is
         # saved counts, as does its memory.
         scale = gain.handle / torch.sqrt(var.handle + eps)
-        folded = weight.handle * scale.view(-1, 1, 1, 1)
-        out = TF.conv2d(x.handle, folded, shift.handle - mean.handle * scale, stride, padding)
+        folded = channels_last(weight.handle * scale.view(-1, 1, 1, 1))
+        out = TF.conv2d(channels_last(x.handle), folded, shift.handle - mean.handle * scale, stride, padding)
         if residual is not None:
             out += residual.handle
         return make(out.relu_() if relu else out, "float32")

@@ -106,7 +106,7 @@ def deform_conv(
     base_y = torch.arange(kh).repeat_interleave(kw).view(-1, 1, 1) + torch.arange(ho).view(1, -1, 1) * stride - padding
     base_x = torch.arange(kw).repeat(kh).view(-1, 1, 1) + torch.arange(wo).view(1, 1, -1) * stride - padding
     width, height = torch.tensor([float(w)]), torch.tensor([float(h)])
-    out = torch.empty(n, o, ho, wo)
+    out = torch.empty(n, ho * wo, o)
     for image, numbers, result in zip(images, offset_mask, out):
         table, _ = bordered_rows(image.view(c, h * w).T, [(h, w)])  # ((h+2)(w+2),C)
         offset = numbers[: 2 * taps].view(taps, 2, ho, wo)
@@ -114,12 +114,10 @@ def deform_conv(
         x, y, share = (
             t.permute(1, 2, 0).reshape(ho * wo, taps) for t in (base_x + offset[:, 1], base_y + offset[:, 0], mask)
         )  # (H'W',9)
-        product = torch.empty(ho * wo, o)
         for first in range(0, ho * wo, BLOCK // 2):
             block = slice(first, first + BLOCK // 2)
             at_x, at_y, part = (t[block].reshape(-1, 1) for t in (x, y, share))  # (9n,1)
             rows, shares = corner_rows(at_x, at_y, part, width, height, scale=1, start=0)  # (9n,4)
             columns = weighted_rows(table, rows, shares).view(-1, taps * c)  # (n,9C)
-            torch.mm(columns, kernel, out=product[block])
-        result.copy_(product.T.view(o, ho, wo))
-    return out
+            torch.mm(columns, kernel, out=result[block])
+    return out.view(n, ho, wo, o).permute(0, 3, 1, 2)  # channels last in memory

@@ -13,6 +13,8 @@ from trtllm import functional as F
 from trtllm.functional import make
 from trtllm.network import FLOATS, Tensor, default_net
 
+BLOCKED = -10000.0  # logit of a masked key: exp() of it is 0 in both types, and no row can become NaN
+
 
 def floor(input: Tensor) -> Tensor:
     """Largest integer not above each element."""
@@ -146,6 +148,52 @@ def modulated_deform_conv2d(
     columns = F.cast(F.view(columns, (n, c * taps, ho * wo)), input.dtype)
     out = F.matmul(F.view(weight, (1, o, c * taps)), columns)  # (N,O,H'W')
     return F.view(out, (n, o, ho, wo))
+
+
+def modulated_deform_conv2d_norm(
+    input: Tensor,
+    offset_mask: Tensor,
+    weight: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    stride: int = 1,
+    padding: int = 1,
+    relu: bool = True,
+    eps: float = 1e-5,
+) -> Tensor:
+    """relu(batch_norm(modulated_deform_conv2d(input))). Shapes as modulated_deform_conv2d's and batch_norm's."""
+    custom = _offered(
+        "modulated_deform_conv2d_norm", input, offset_mask, weight, running_mean, running_var, gain, shift,
+        stride=stride, padding=padding, relu=relu, eps=eps,
+    )  # fmt: skip
+    if custom is not None:
+        return custom
+    out = modulated_deform_conv2d(input, offset_mask, weight, stride, padding)  # (N,O,H',W')
+    out = batch_norm(out, running_mean, running_var, gain, shift, eps)
+    return F.relu(out) if relu else out
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of heads (Vaswani et al. 2017): softmax(query key^T / sqrt(C)) value.
+
+    Args:
+        query: (…,Q,C).
+        key, value: (…,K,C), with equal leading dimensions.
+        blocked: bool, broadcastable to (…,Q,K), keys that a query must not see. A row that may see nothing gives
+            some finite mean of the values.
+
+    Returns:
+        (…,Q,C).
+    """
+    custom = _offered("attention", query, key, value, blocked)
+    if custom is not None:
+        return custom
+    logits = F.matmul(query * query.shape[-1] ** -0.5, key, transb=True)  # (…,Q,K)
+    if blocked is not None:
+        logits = F.where(blocked, BLOCKED, logits)
+    return F.matmul(F.softmax(logits, -1), value)
 
 
 def deformable_attention(
