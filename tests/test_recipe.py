@@ -12,6 +12,7 @@ from support import SCRIPTS
 from checkpoint import fit_config, load_anchors, load_checkpoint
 from config import load_config
 from data import recipe
+from data.cameras import turn
 from data.frames import FrameFolder
 from weight import key_shapes
 
@@ -95,7 +96,7 @@ def test_each_camera_looks_its_way(frames):
 def test_poses_and_pictures_agree(frames):
     """The middle line of the street, taken to the lidar through l2g and to the image through lidar2img, is white."""
     for frame in (frames[1], frames[2]):
-        street = recipe._turn(np.deg2rad(357.0))
+        street = turn(np.deg2rad(357.0))
         dashes = np.array([[6.0 * n + 1.5, 0.0, 0.0] for n in range(1, 4)]) @ street.T + [402.5, 1187.0, 0.0]
 
         def brightness(offset, frame=frame, dashes=dashes):

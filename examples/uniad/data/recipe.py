@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import UniADConfig, load_config
+from data.cameras import LIDAR_AHEAD, LIDAR_HEIGHT, camera_rig, turn
 from data.frames import Frame, save_frame
 from errors import one_line_errors
 from files import new_folder
@@ -155,29 +156,14 @@ def recipe_anchors(config: UniADConfig) -> np.ndarray:
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
-CAMERA_YAWS = np.deg2rad([0.0, -56.0, 56.0, 180.0, 109.0, -109.0])  # about the vehicle's z, 0 ahead, left positive
-LIDAR_HEIGHT = 1.84
-LIDAR_AHEAD = 0.95
 STREET = 8.0  # half width, metres
 
 
-def _turn(yaw: float) -> np.ndarray:
-    """Rotation about z, for column vectors."""
-    c, s = np.cos(yaw), np.sin(yaw)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-
-
 def _lidar2img(height: int, width: int) -> np.ndarray:
-    """(6,4,4): six cameras on the roof, the rear one wider; lidar x right, y ahead, z up."""
-    lidar2ego = _turn(-np.pi / 2)
+    """(6,4,4): lidar point to pixel * depth."""
+    lidar2ego = turn(-np.pi / 2)
     matrices = []
-    for index, yaw in enumerate(CAMERA_YAWS):
-        focal = width * (0.5 if index == 3 else 0.79)
-        intrinsic = np.array([[focal, 0.0, 0.5 * width], [0.0, focal, 0.53 * height], [0.0, 0.0, 1.0]])
-        ahead = _turn(yaw) @ [1.0, 0.0, 0.0]
-        position = np.array([0.8, 0.0, 1.55]) + 0.9 * ahead
-        right, down = np.cross(ahead, [0.0, 0.0, 1.0]), np.array([0.0, 0.0, -1.0])
-        ego2camera = np.stack([right, down, ahead])  # rows: axes of the camera in the vehicle's frame
+    for intrinsic, ego2camera, position in zip(*camera_rig(height, width)):
         to_camera = ego2camera @ lidar2ego
         offset = ego2camera @ (np.array([LIDAR_AHEAD, 0.0, LIDAR_HEIGHT]) - position)
         matrix = np.eye(4)
@@ -243,16 +229,16 @@ def recipe_frames(config: UniADConfig, count: int) -> Iterator[Frame]:
     column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     pixels = np.stack([column, row, np.ones_like(row)], -1)  # (H,W,3)
     first_scene = count - count * 2 // 5
-    l2e_r, l2e_t = _turn(-np.pi / 2), np.array([LIDAR_AHEAD, 0.0, LIDAR_HEIGHT])
+    l2e_r, l2e_t = turn(-np.pi / 2), np.array([LIDAR_AHEAD, 0.0, LIDAR_HEIGHT])
     for index in range(count):
         scene, step = (0, index) if index < first_scene else (1, index - first_scene)
         street_yaw, corner = ((np.deg2rad(357.0), (402.5, 1187.0)), (np.deg2rad(118.0), (871.0, 655.5)))[scene]
-        street_r, street_t = _turn(street_yaw), np.array([*corner, 0.0])
+        street_r, street_t = turn(street_yaw), np.array([*corner, 0.0])
         speed = 0.0 if step == 0 else 5.0 + 0.7 * scene
         swing = 0.06 * step  # heading against the street, radians
         along = np.array([2.5 * step, -2.0 + 0.5 * 2.5 * step * swing, 0.0])  # metres, in the street's frame
         position, yaw = street_r @ along + street_t, street_yaw + swing
-        e2g_r = _turn(yaw)
+        e2g_r = turn(yaw)
         l2g_r, l2g_t = l2e_r.T @ e2g_r.T, l2e_t @ e2g_r.T + position
         rng = np.random.Generator(np.random.PCG64(1000 * scene + step))
         images = []
