@@ -45,8 +45,9 @@ class Operation(NamedTuple):
 
 
 def nbytes(case: cases.Case) -> float:
-    """Bytes of all tensors, each read once."""
-    return float(sum(x.numel() * x.element_size() for x in case.values() if isinstance(x, torch.Tensor)))
+    """Bytes of all tensors that the kernel reads, each read once."""
+    tensors = [x for key, x in case.items() if isinstance(x, torch.Tensor) and key != "plain_weight"]
+    return float(sum(x.numel() * x.element_size() for x in tensors))
 
 
 def median_ms(run: Callable[[], object], repeats: int = 30, warm_up: int = 5) -> float:
@@ -155,10 +156,56 @@ def attention_operations() -> list[Operation]:
     ]  # fmt: skip
 
 
+def convolution_operations() -> list[Operation]:
+    def conv(library, case, out, variant):
+        arguments = {key: x for key, x in case.items() if key != "plain_weight"}
+        kernel_calls.deform_conv(library, **arguments, out=out, variant=variant)
+
+    def conv_composed(case: cases.Case):
+        plain = {"input": case["x"], "offset_mask": case["offset_mask"], "weight": case["plain_weight"]}
+        return (composed("modulated_deform_conv2d")(plain).handle + case["bias"].half().view(-1, 1, 1)).relu()
+
+    operations = []
+    for channels, h, w in ((256, 58, 100), (512, 29, 50)):
+        size, flops = (6, channels, h, w), 2.0 * 6 * h * w * channels * channels * 9
+
+        def make(size=size):
+            return cases.deform_conv_case(torch.float16, DEVICE, size, size[1])
+
+        operations.append(
+            Operation(
+                f"deformable convolution, 6 x {channels} x {h} x {w}",
+                0.22,
+                make,
+                conv,
+                conv_composed,
+                size,
+                flops,
+                True,
+            )
+        )
+    return operations
+
+
+def plain_convolutions() -> dict[str, float]:
+    """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
+    times = {}
+    for channels, h, w in ((256, 58, 100), (512, 29, 50)):
+        x = torch.randn(6, channels, h, w, device=DEVICE).half().contiguous(memory_format=torch.channels_last)
+        weight = (
+            torch.randn(channels, channels, 3, 3, device=DEVICE).half().contiguous(memory_format=torch.channels_last)
+        )
+        times[f"6 x {channels} x {h} x {w}"] = median_ms(
+            lambda x=x, weight=weight: torch.nn.functional.conv2d(x, weight, padding=1)
+        )
+    return times
+
+
 def measure(operation: Operation, library, variants: list[int], copy_rate: float, matrix_rate: float) -> dict:
     """All figures of one operation."""
     first = operation.make()
     out = torch.empty(operation.out_shape, dtype=torch.float16, device=DEVICE)
+    out = out.contiguous(memory_format=torch.channels_last) if operation.matrix else out
     sets = max(2, min(16, -(-int(COLD_BYTES) // int(nbytes(first)))))
     inputs = [first] + [operation.make() for _ in range(sets - 1)]
     moved = nbytes(first) + out.numel() * out.element_size()
@@ -217,8 +264,14 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.inference_mode():
         copy_rate, matrix_rate = ceilings()
-        variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
-        rows = [measure(op, library, variants, copy_rate, matrix_rate) for op in attention_operations()]
+        rows = []
+        for operations, variants in (
+            (attention_operations(), kernel_calls.VARIANTS),
+            (convolution_operations(), kernel_calls.CONV_VARIANTS),
+        ):
+            tried = list(variants) if facts["variants"] == "1" else [0]
+            rows += [measure(operation, library, tried, copy_rate, matrix_rate) for operation in operations]
+        plain = plain_convolutions()
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "device": torch.cuda.get_device_name(),
@@ -228,12 +281,14 @@ def main() -> None:
         "commit": commit,
         "copy_bytes_per_s": copy_rate,
         "float16_flops_per_s": matrix_rate,
+        "plain_convolutions_ms": plain,
         "operations": rows,
     }
     pathlib.Path(options.out).write_text(json.dumps(result, indent=1))
     for row in rows:
         print(row["operation"], {variant: round(ms, 4) for variant, ms in row["ms"].items()}, round(row["ms_again"], 4))
     print(f"{result['device']}: copy {copy_rate / 1e12:.2f} TB/s, float16 products {matrix_rate / 1e12:.0f} TFLOP/s")
+    print(", ".join(f"plain 3x3 convolution {name}: {ms:.3f} ms" for name, ms in plain.items()))
     print(table(rows))
 
 

@@ -23,7 +23,7 @@ jobs=()
 for source in "${sources[@]}"; do
     object=$out/$(basename "$source").o
     objects+=("$object")
-    nvcc "${flags[@]}" -x cu -c "$source" -o "$object" &
+    nvcc "${flags[@]}" -c "$source" -o "$object" &
     jobs+=($!)
 done
 for job in "${jobs[@]}"; do wait "$job"; done

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 
 MAX_LEVELS = 8
-VARIANTS = range(9)  # of a library built with UNIAD_VARIANTS
+VARIANTS = range(9)  # of the attention kernels, in a library built with UNIAD_VARIANTS
+CONV_VARIANTS = range(7)  # of the float16 deformable convolution
 HALF_BLEND = {1, 6, 8}  # variants that add a point's corners in float16
 TYPES = {torch.float32: 0, torch.float16: 1}
 Levels = ctypes.c_int * MAX_LEVELS
@@ -39,6 +40,18 @@ class CameraAttention(ctypes.Structure):
         ("height", Levels),
         ("width", Levels),
         ("grid_width", ctypes.c_int),
+    ]
+
+
+class DeformConv(ctypes.Structure):
+    """UniadDeformConv."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "offset_mask", "weight", "bias", "out")),
+        *((name, ctypes.c_int) for name in ("batch", "channels", "height", "width")),
+        *((name, ctypes.c_int) for name in ("out_channels", "out_height", "out_width")),
+        *((name, ctypes.c_int) for name in ("stride", "padding", "relu")),
+        *((name, ctypes.c_int) for name in ("offset_image", "offset_channel", "offset_pixel")),
     ]
 
 
@@ -161,6 +174,56 @@ def camera_cross_attention(
         grid_width=grid_width,
     )
     _call(library, "uniad_camera_attention", arguments, value, variant)
+    return out
+
+
+def deform_conv(
+    library: ctypes.CDLL,
+    x: torch.Tensor,
+    offset_mask: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    relu: bool = False,
+    stride: int = 1,
+    padding: int = 1,
+    variant: int = 0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """relu(DCNv2 + bias): (N,C,H,W) -> (N,O,H',W'); float16 tensors lie in channels_last order.
+
+    Args:
+        offset_mask: (N,27,H',W'), or a view of more channels, in either order.
+        weight: as packed by pack_deform_weight, with the number of outputs from `bias`.
+        bias: float32 (O).
+    """
+    n, c, h, w = x.shape
+    o, (ho, wo) = bias.shape[0], offset_mask.shape[2:]
+    layout = torch.channels_last if x.dtype == torch.float16 else torch.contiguous_format
+    if out is None:
+        out = poisoned((n, o, ho, wo), x).contiguous(memory_format=layout)
+    assert x.is_contiguous(memory_format=layout) and out.is_contiguous(memory_format=layout)
+    assert offset_mask.stride(2) == wo * offset_mask.stride(3)
+    arguments = DeformConv(
+        input=x.data_ptr(),
+        offset_mask=offset_mask.data_ptr(),
+        weight=_pointer(weight),
+        bias=_pointer(bias),
+        out=out.data_ptr(),
+        batch=n,
+        channels=c,
+        height=h,
+        width=w,
+        out_channels=o,
+        out_height=ho,
+        out_width=wo,
+        stride=stride,
+        padding=padding,
+        relu=relu,
+        offset_image=offset_mask.stride(0),
+        offset_channel=offset_mask.stride(1),
+        offset_pixel=offset_mask.stride(3),
+    )
+    _call(library, "uniad_deform_conv", arguments, x, variant)
     return out
 
 

@@ -169,6 +169,55 @@ def camera_reference(
     return out / count.clamp(min=1)
 
 
+def deform_conv_case(
+    dtype: torch.dtype, device, size: tuple[int, int, int, int], outputs: int, stride: int = 1, relu: bool = True
+) -> Case:
+    """Arguments of kernel_calls.deform_conv, and `plain_weight` (O,C,3,3) that deform_conv_reference takes."""
+    n, c, h, w = size
+    ho, wo = (h - 1) // stride + 1, (w - 1) // stride + 1
+    offset_mask = torch.randn(n, 27, ho, wo, device=device)
+    offset_mask[:, :18] *= 1.5  # pixels
+    offset_mask[:, :18, 0, 0] = 3e4  # far outside, on both sides
+    offset_mask[:, 1:18:2, -1, -1] = -3e4
+    weight = torch.randn(outputs, c, 3, 3, device=device).div((9 * c) ** 0.5).to(dtype)
+    layout = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
+    return {
+        "x": torch.randn(n, c, h, w, device=device).to(dtype).contiguous(memory_format=layout),
+        "offset_mask": offset_mask.to(dtype),
+        "weight": pack_weight(weight),
+        "bias": torch.randn(outputs, device=device),
+        "relu": relu,
+        "stride": stride,
+        "plain_weight": weight,
+    }
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """(O,C,3,3) in the order that the kernel of its type reads."""
+    from trtllm.tensorrt_plugins import pack_deform_weight
+
+    return torch.from_numpy(pack_deform_weight(weight.cpu().numpy())).to(weight.device)
+
+
+def deform_conv_reference(x, offset_mask, plain_weight, bias, relu, stride, weight=None) -> torch.Tensor:
+    """What deform_conv must give, float64, one image at a time; `weight` is not read."""
+    (n, c, h, w), (ho, wo) = x.shape, offset_mask.shape[2:]
+    out = []
+    tap = torch.arange(9, device=x.device).view(9, 1, 1)
+    base_y = torch.arange(ho, device=x.device).view(1, -1, 1) * stride - 1 + tap // 3
+    base_x = torch.arange(wo, device=x.device).view(1, 1, -1) * stride - 1 + tap % 3
+    for i in range(n):
+        offset = offset_mask[i, :18].double().view(9, 2, ho, wo)
+        y, x_ = base_y + offset[:, 0], base_x + offset[:, 1]  # (9,H',W')
+        grid = torch.stack([(2 * x_ + 1) / w - 1, (2 * y + 1) / h - 1], -1).view(1, 9 * ho, wo, 2)
+        columns = TF.grid_sample(x[i : i + 1].double(), grid, align_corners=False).view(c, 9, ho, wo)
+        columns = columns * offset_mask[i, 18:].double().sigmoid()
+        product = plain_weight.double().view(-1, 9 * c) @ columns.view(9 * c, ho * wo)
+        out.append(product.view(-1, ho, wo) + bias.double().view(-1, 1, 1))
+    result = torch.stack(out)
+    return result.relu() if relu else result
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected| in the Euclidean norm; infinite where a number is missing or shapes differ."""
     if actual.shape != expected.shape or not torch.isfinite(actual).all():

@@ -14,6 +14,7 @@ import kernel_calls
 import kernel_cases as cases
 import network_support
 import pytest
+import test_backbone
 import test_bev_encoder
 import test_motion_head
 import test_seg_head
@@ -22,6 +23,7 @@ import torch
 from support import ROOT
 
 from trtllm.functional import make
+from trtllm.tensorrt_plugins import pack_deform_weight
 from trtllm.torch_executor import TorchExecutor
 
 INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
@@ -69,6 +71,12 @@ class HostKernels(TorchExecutor):
         tensors = (value, reference_points, visible, *tensors)
         return self._run(kernel_calls.camera_cross_attention, tensors, spatial_shapes=spatial_shapes)
 
+    def modulated_deform_conv2d(self, x, offset_mask, weight, stride, padding):
+        weight_, bias = weight.handle, torch.zeros(len(weight.handle))
+        packed = torch.from_numpy(pack_deform_weight(weight_.numpy()))
+        tensors = (x, offset_mask, make(packed, x.dtype), make(bias, "float32"))
+        return self._run(kernel_calls.deform_conv, tensors, stride=stride, padding=padding)
+
 
 @pytest.fixture
 def kernels(library, monkeypatch):
@@ -87,6 +95,8 @@ def kernels(library, monkeypatch):
         (test_seg_head.test_deformable_attention, (1,), "deformable_attention"),
         (test_seg_head.test_deformable_attention, (4,), "deformable_attention"),
         (test_motion_head.test_motion_deformable_attention, (), "deformable_attention"),
+        (test_backbone.test_deformable_convolution_op, ("dcnv2_stride1", True), "deform_conv"),
+        (test_backbone.test_deformable_convolution_op, ("dcnv2_stride2", True), "deform_conv"),
     ],
 )
 def test_recorded_operator(kernels, operator_test, arguments, kernel):
@@ -136,6 +146,22 @@ def test_camera_cross_attention(library, anchors, heads, channels, dtype):
     assert cases.relative_error(out, expected) > 0.1, "another camera's mask"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("size", "outputs", "stride"), [((2, 32, 13, 17), 64, 1), ((1, 64, 9, 10), 128, 2)])
+def test_deform_conv(library, size, outputs, stride, dtype):
+    """float16 with the packed weight and the samples' rounding of the GPU's kernel, without its tensor cores."""
+    torch.manual_seed(9)
+    case = cases.deform_conv_case(dtype, "cpu", size, outputs, stride)
+    expected = cases.deform_conv_reference(**case)
+    del case["plain_weight"]
+    out = kernel_calls.deform_conv(library, **case)
+    assert cases.relative_error(out, expected) < bound(expected, dtype, 0)
+    last = case["offset_mask"].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(kernel_calls.deform_conv(library, **{**case, "offset_mask": last}), out), "channels-last offsets"
+    moved = {**case, "offset_mask": case["offset_mask"] + 0.05}
+    assert cases.relative_error(kernel_calls.deform_conv(library, **moved), expected) > 0.01, "moved by 0.05 pixels"
+
+
 def test_unknown_sizes_are_refused(library):
     case = cases.deformable_case(torch.float32, "cpu", shapes=[(4, 4)], channels=24)
     with pytest.raises(RuntimeError, match="error 1"):
@@ -150,7 +176,7 @@ def bound(expected: torch.Tensor, dtype: torch.dtype, variant: int) -> float:
 
 
 @pytest.mark.parametrize("include", INCLUDES or [None], ids=lambda path: path.parent.name if path else "none")
-@pytest.mark.parametrize("source", ["attention_plugins.cpp", "registry.cpp"])
+@pytest.mark.parametrize("source", ["attention_plugins.cpp", "deform_conv_plugin.cpp", "registry.cpp"])
 def test_glue_compiles(include, source):
     """Against each TensorRT whose headers lie in third_party/tensorrt-<version>/include."""
     if include is None or not (CUDA / "include" / "cuda_runtime_api.h").exists() or shutil.which("g++") is None:

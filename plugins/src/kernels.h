@@ -62,10 +62,31 @@ typedef struct UniadCameraAttention {
     int grid_width;
 } UniadCameraAttention;
 
+/* Modulated deformable convolution (DCNv2, Zhu et al. 2019), 3 x 3, one group, then + bias[o] and optionally ReLU.
+ *
+ * offset_mask holds 27 channels, the raw output of conv_offset: 18 offsets (dy, dx per tap, pixels), 9 mask logits; its
+ * element (n, c, y, x) lies at n * offset_image + c * offset_channel + (y * out_width + x) * offset_pixel.
+ * float32: input (N,C,H,W), weight (9,C,O), out (N,O,H',W'), O a multiple of 8.
+ * float16: input (N,H,W,C), weight packed (see kernel_calls.pack_deform_weight), out (N,H',W',O), C a multiple of 32 and
+ *     O of 64. */
+typedef struct UniadDeformConv {
+    const void* input;
+    const void* offset_mask;
+    const void* weight;
+    const float* bias;
+    void* out;
+    int batch, channels, height, width;
+    int out_channels, out_height, out_width;
+    int stride, padding, relu;
+    int offset_image, offset_channel, offset_pixel;
+} UniadDeformConv;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant, void* stream);
 UNIAD_API int uniad_camera_attention(const UniadCameraAttention* arguments, int type, int variant, void* stream);
+
+UNIAD_API int uniad_deform_conv(const UniadDeformConv* arguments, int type, int variant, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

@@ -172,5 +172,6 @@ private:
 /// The creators of attention_plugins.cpp and deform_conv_plugin.cpp.
 nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
+nvinfer1::IPluginCreator* deformConvCreator();
 
 }  // namespace uniad

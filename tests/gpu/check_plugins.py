@@ -24,6 +24,7 @@ import kernel_cases as cases  # noqa: E402
 FLOAT32_BOUND = 1e-5
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
 HALF_BLEND_FACTOR = 4.0  # variants that add a point's corners in float16
+CONV_FLOAT16_FACTOR = 2.0  # samples are rounded to float16 before they are multiplied
 GUARD = 4096  # elements behind each output
 SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]  # the image pyramid's levels at 928 x 1600
 TINY_SHAPES = [(16, 28), (8, 14), (4, 7), (2, 4)]
@@ -41,16 +42,21 @@ class Checks:
         self.failed += not good
         print(f"{'ok  ' if good else 'FAIL'} {name}: {detail}", flush=True)
 
-    def compare(self, name: str, call, expected: torch.Tensor, dtype: torch.dtype, variant: int = 0) -> None:
-        """`call(out, variant)` fills `out`, a poisoned view with guard bands, with what must be `expected`."""
+    def compare(self, name: str, call, expected: torch.Tensor, dtype: torch.dtype, variant: int, factor: float) -> None:
+        """`call(out, variant)` fills `out`, a poisoned view with a guard band behind it, with what must be `expected`.
+
+        `factor`: the bound of float16 errors in terms of the noise of storing the exact result.
+        """
         buffer = torch.full((expected.numel() + GUARD,), float("nan"), dtype=dtype, device=DEVICE)
         out = buffer[: expected.numel()].view(expected.shape)
-        call(out, variant)
-        torch.cuda.synchronize()
+        try:
+            call(out, variant)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return self.report(f"{name} {str(dtype)[6:]} variant {variant}", False, str(error))
         error = cases.relative_error(out, expected)
         bound = FLOAT32_BOUND
         if dtype == torch.float16:
-            factor = HALF_BLEND_FACTOR if variant in kernel_calls.HALF_BLEND else FLOAT16_FACTOR
             bound = factor * cases.rounding_noise(expected, dtype)
         guarded = bool(torch.isnan(buffer[expected.numel() :]).all())
         detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
@@ -60,6 +66,10 @@ class Checks:
         """A broken call must be far outside of every bound."""
         error = cases.relative_error(broken, expected)
         self.report(f"{name} (broken on purpose)", error > 0.01, f"error {error:.2e} is seen")
+
+
+def attention_factor(variant: int) -> float:
+    return HALF_BLEND_FACTOR if variant in kernel_calls.HALF_BLEND else FLOAT16_FACTOR
 
 
 def deformable_sizes(small: bool) -> dict[str, dict]:
@@ -114,7 +124,7 @@ def check_deformable(checks: Checks, library, variants: list[int], small: bool) 
                 kernel_calls.deformable_attention(library, **case, out=out, variant=variant)
 
             for variant in variants if tuned else [0]:
-                checks.compare(name, call, expected, dtype, variant)
+                checks.compare(name, call, expected, dtype, variant, attention_factor(variant))
         if name in ("temporal tiny", "map encoder tiny, flat"):
             swapped = {**case, "sampling_offsets": case["sampling_offsets"].flip(-1).contiguous()}
             broken = kernel_calls.deformable_attention(library, **swapped)
@@ -142,11 +152,47 @@ def check_camera(checks: Checks, library, variants: list[int], small: bool) -> N
                 kernel_calls.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
 
             for variant in variants if dtype == torch.float16 and channels == 32 and heads == 8 else [0]:
-                checks.compare(name, call, expected, dtype, variant)
+                checks.compare(name, call, expected, dtype, variant, attention_factor(variant))
         if name == "camera tiny":
             other = {**case, "visible": case["visible"].flip(0).contiguous()}
             broken = kernel_calls.camera_cross_attention(library, **other)
             checks.must_differ("camera tiny, another camera's mask", broken, expected)
+
+
+def check_deform_conv(checks: Checks, library, variants: list[int], small: bool) -> None:
+    sizes = [((6, 64, 8, 14), 64, 1), ((6, 128, 4, 7), 128, 1), ((2, 32, 13, 17), 64, 2), ((1, 96, 31, 9), 256, 1)]
+    sizes += [((1, 64, 5, 3), 512, 1)]
+    if not small:
+        sizes += [((6, 256, 58, 100), 256, 1), ((6, 512, 29, 50), 512, 1)]
+    for size, outputs, stride in sizes:
+        name = f"deformable convolution {size} to {outputs}, stride {stride}"
+        for dtype in (torch.float32, torch.float16):
+            case = cases.deform_conv_case(dtype, DEVICE, size, outputs, stride)
+            expected = cases.deform_conv_reference(**case)
+            del case["plain_weight"]
+            half = dtype == torch.float16
+
+            def call(out, variant, case=case, half=half):
+                # The poisoned buffer is plain memory; what it means follows the type's layout.
+                n, o, ho, wo = out.shape
+                out = out.view(n, ho, wo, o).permute(0, 3, 1, 2) if half else out
+                kernel_calls.deform_conv(library, **case, out=out, variant=variant)
+
+            laid_out = expected.permute(0, 2, 3, 1).reshape(expected.shape) if half else expected
+            for variant in variants if half and outputs % 256 == 0 else [0]:
+                if variant in (4, 6) and outputs % 512:
+                    continue  # tiles of 512 outputs
+                checks.compare(name, call, laid_out, dtype, variant, CONV_FLOAT16_FACTOR)
+            if half:
+                last = case["offset_mask"].contiguous(memory_format=torch.channels_last)
+
+                def call_last(out, variant, case=case, last=last, call=call):
+                    call(out, variant, {**case, "offset_mask": last}, True)
+
+                checks.compare(f"{name}, channels-last offsets", call_last, laid_out, dtype, 0, CONV_FLOAT16_FACTOR)
+        if size == (6, 64, 8, 14):
+            moved = {**case, "offset_mask": case["offset_mask"] + 0.1}
+            checks.must_differ(f"{name}, moved", kernel_calls.deform_conv(library, **moved), expected)
 
 
 def main() -> int:
@@ -163,13 +209,16 @@ def main() -> int:
     library = kernel_calls.load(path)
     build_facts = kernel_calls.build_facts(library)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, library {build_facts}")
-    variants = list(kernel_calls.VARIANTS) if build_facts["variants"] == "1" else [0]
+    every = build_facts["variants"] == "1"
+    variants = list(kernel_calls.VARIANTS) if every else [0]
+    conv_variants = list(kernel_calls.CONV_VARIANTS) if every else [0]
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     checks = Checks()
     with torch.inference_mode():
         check_deformable(checks, library, variants, options.small)
         check_camera(checks, library, variants, options.small)
+        check_deform_conv(checks, library, conv_variants, options.small)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

@@ -56,6 +56,19 @@ class ModulatedDeformConv2d(Module):
         return V.modulated_deform_conv2d(x, self.conv_offset(x), self.weight.value, stride=1, padding=1)
 
 
+def deform_conv_norm(x: Tensor, conv: ModulatedDeformConv2d, norm: BatchNorm2d) -> Tensor:
+    """relu(norm(conv(x)))."""
+    return V.modulated_deform_conv2d_norm(
+        x,
+        conv.conv_offset(x),
+        conv.weight.value,
+        norm.running_mean.value,
+        norm.running_var.value,
+        norm.weight.value,
+        norm.bias.value,
+    )
+
+
 class Bottleneck(Module):
     """1x1, 3x3 (or deformable 3x3), 1x1 with a shortcut: (N,in,H,W) -> (N,4*planes,H/stride,W/stride).
 
@@ -84,7 +97,7 @@ class Bottleneck(Module):
         if isinstance(self.conv2, Conv2d):
             y = conv_norm(y, self.conv2, self.bn2)
         else:
-            y = F.relu(self.bn2(self.conv2(y)))
+            y = deform_conv_norm(y, self.conv2, self.bn2)
         shortcut = x
         if self.with_downsample:
             shortcut = conv_norm(x, self.downsample[0], self.downsample[1], relu=False)

@@ -1,0 +1,243 @@
+"""The plugin library (plugins/): found, checked and registered, and the executor that puts its operations in a network.
+
+Built by plugins/CMakeLists.txt or plugins/build.sh. An engine with plugins needs the library wherever it runs: load it
+before the engine is deserialized.
+"""
+
+import ctypes
+import math
+import os
+import pathlib
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from errors import UniADError
+from trtllm.network import Tensor
+from trtllm.tensorrt_executor import TensorRTExecutor
+from trtllm.tensorrt_flavours import Flavour
+
+VERSION = 1  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
+MAX_LEVELS = 8
+OPERATIONS = (
+    "deformable_attention",
+    "temporal_attention",
+    "camera_cross_attention",
+    "modulated_deform_conv2d_norm",
+)
+LIBRARY = "libuniad_plugins.so"
+BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"
+
+
+class PluginLibrary(NamedTuple):
+    """A loaded and registered library."""
+
+    path: pathlib.Path
+    facts: dict[str, str]  # version, cuda, tensorrt, architectures
+
+
+def find_library() -> pathlib.Path | None:
+    """$UNIAD_PLUGINS, else build/plugins/libuniad_plugins.so of this checkout; None where there is none.
+
+    Raises:
+        UniADError: $UNIAD_PLUGINS names no file.
+    """
+    named = os.environ.get("UNIAD_PLUGINS")
+    if named:
+        path = pathlib.Path(named)
+        path = path / LIBRARY if path.is_dir() else path
+        if not path.is_file():
+            raise UniADError(f"UNIAD_PLUGINS={named}: no plugin library there; {BUILD_HINT}")
+        return path
+    path = pathlib.Path(__file__).resolve().parents[3] / "build" / "plugins" / LIBRARY
+    return path if path.is_file() else None
+
+
+def select_plugins(choice: str, flavour: Flavour) -> tuple[str, ...]:
+    """The operations that `--plugins choice` puts into an engine: "auto", "off", or names separated by commas.
+
+    "auto" takes all where a library is found and the flavour has plugins, else none.
+
+    Raises:
+        UniADError: an unknown name; plugins asked for by name where there can be none.
+    """
+    if choice == "off":
+        return ()
+    if choice == "auto":
+        return OPERATIONS if not flavour.rtx and find_library() else ()
+    names = [name for name in choice.split(",") if name]
+    if unknown := sorted(set(names) - set(OPERATIONS)):
+        raise UniADError(f"--plugins: no {', '.join(unknown)}; there are {', '.join(OPERATIONS)}, auto and off")
+    if names and flavour.rtx:
+        raise UniADError("--plugins: tensorrt-rtx takes no plugins; use --plugins off")
+    return tuple(name for name in OPERATIONS if name in names)
+
+
+def load_plugins(flavour: Flavour, path: pathlib.Path | None = None, on_device: bool = True) -> PluginLibrary:
+    """Load the library and register its plugins with the flavour's TensorRT; again and again does no harm.
+
+    Args:
+        path: the library; None: find_library().
+        on_device: also check that it has code for the current GPU.
+
+    Raises:
+        UniADError: it is missing, can't be loaded, or was built for other versions or another GPU.
+    """
+    path = path or find_library()
+    if path is None:
+        raise UniADError(f"the plugin library {LIBRARY} is missing; {BUILD_HINT}")
+    try:
+        library = ctypes.CDLL(str(path))
+        library.uniad_plugins_build.restype = ctypes.c_char_p
+        facts = dict(fact.split("=", 1) for fact in library.uniad_plugins_build().decode().split())
+    except (OSError, AttributeError) as error:
+        raise UniADError(f"{path}: not a plugin library that loads here ({error}); {BUILD_HINT}") from error
+    if facts["version"] != str(VERSION):
+        raise UniADError(f"{path}: version {facts['version']} of the plugins, needed is {VERSION}; {BUILD_HINT}")
+    major = flavour.version.split(".")[0]
+    if facts["tensorrt"].split(".")[0] != major:
+        needed = f"needed are {flavour.version}'s: set TENSORRT_INCLUDE_DIR and build again"
+        raise UniADError(f"{path}: built with the headers of TensorRT {facts['tensorrt']}, {needed}")
+    if on_device and (status := library.uniad_plugins_check_device()):
+        library.uniad_error_string.restype = ctypes.c_char_p
+        reason = library.uniad_error_string(status).decode()
+        built = f"built for {facts['architectures']}"
+        raise UniADError(f"{path}: has no code for this GPU ({reason}; {built}): set ARCH and build again")
+    if library.uniad_register_plugins(ctypes.c_void_p(_registry(flavour))) < 0:
+        raise UniADError(f"{path}: TensorRT {flavour.version} refuses its plugins: {flavour.logger.last()}")
+    return PluginLibrary(path, facts)
+
+
+def _registry(flavour: Flavour) -> int:
+    """The address of TensorRT's plugin registry, from the libnvinfer that the Python module has loaded."""
+    name = f"libnvinfer.so.{flavour.version.split('.')[0]}"
+    try:
+        get = ctypes.CDLL(name).getPluginRegistry
+    except (OSError, AttributeError) as error:
+        raise UniADError(f"{name} can't be found beside {flavour.trt.__name__} ({error}): install it again") from error
+    get.restype = ctypes.c_void_p
+    return get()
+
+
+def pack_deform_weight(weight: np.ndarray) -> np.ndarray:
+    """A 3x3 kernel (O,C,3,3) in the order that the convolution's kernel reads (plugins/src/kernels/deform_conv.cuh).
+
+    float32: (9,C,O). float16: (C/32,9,O,32), rows permuted inside each 32 output channels.
+    """
+    o, c = weight.shape[:2]
+    if weight.dtype == np.float32:
+        return np.ascontiguousarray(weight.reshape(o, c, 9).transpose(2, 1, 0))
+    rows = weight.reshape(o // 32, 4, 4, 2, c // 32, 32, 9)  # channel 8t + 2j + e of each 32: (…,t,j,e,…)
+    rows = rows.transpose(4, 6, 0, 2, 1, 3, 5)  # (C/32,9,O/32,j,t,e,32): row 8j + 2t + e
+    return np.ascontiguousarray(rows).reshape(c // 32, 9, o, 32)
+
+
+class PluginExecutor(TensorRTExecutor):
+    """The TensorRT executor with plugins for the operations named in `plugins`.
+
+    An operation whose sizes no kernel was built for is built from the composition, as all others are.
+    """
+
+    def __init__(self, network: Any, flavour: Flavour, plugins: Collection[str]):
+        super().__init__(network, flavour)
+        self.plugins = frozenset(plugins)
+
+    def _plugin(self, kind: str, name: str, inputs: Sequence[Any], dtype: str, **attributes):
+        registry, trt = self.trt.get_plugin_registry(), self.trt
+        get_creator = getattr(registry, "get_plugin_creator", None) or registry.get_creator
+        creator = get_creator(kind, "1", "")
+        if creator is None:
+            raise UniADError(f"{self._path}: no plugin {kind}: load_plugins() comes first")
+        attributes["half"] = int(dtype == "float16")
+        arrays = {key: np.ascontiguousarray(value, np.int32).reshape(-1) for key, value in attributes.items()}
+        fields = [trt.PluginField(key, array, trt.PluginFieldType.INT32) for key, array in arrays.items()]
+        plugin = creator.create_plugin(name, trt.PluginFieldCollection(fields))
+        if plugin is None:
+            raise UniADError(f"{self._path}: plugin {kind} refuses {attributes}")
+        return self._add(self.network.add_plugin_v2(list(inputs), plugin), name, dtype)
+
+    def _as(self, x: Tensor, dtype: str):
+        return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
+
+    def deformable_attention(
+        self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shapes, num_queries
+    ):
+        if "deformable_attention" not in self.plugins or not _fits(value, spatial_shapes):
+            return None
+        inputs = [value.handle, reference_points.handle, *(self._as(x, value.dtype) for x in (offsets, logits))]
+        handle = self._plugin(
+            "UniADDeformableAttention",
+            "deformable_attention",
+            inputs,
+            value.dtype,
+            spatial_shapes=spatial_shapes,
+            num_queries=num_queries or 0,
+        )
+        return Tensor(handle, value.dtype, self.shape_of(handle))
+
+    def temporal_attention(
+        self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shape
+    ):
+        if "temporal_attention" not in self.plugins or not _fits(value, [spatial_shape]):
+            return None
+        inputs = [value.handle, reference_points.handle, *(self._as(x, value.dtype) for x in (offsets, logits))]
+        handle = self._plugin(
+            "UniADDeformableAttention",
+            "temporal_attention",
+            inputs,
+            value.dtype,
+            spatial_shapes=[spatial_shape],
+            mean=1,
+        )
+        return Tensor(handle, value.dtype, self.shape_of(handle))
+
+    def camera_cross_attention(
+        self, value: Tensor, reference_points: Tensor, visible: Tensor, offsets: Tensor, logits: Tensor, spatial_shapes
+    ):
+        if "camera_cross_attention" not in self.plugins or not _fits(value, spatial_shapes):
+            return None
+        queries, side = visible.shape[1], math.isqrt(visible.shape[1])
+        key = ("as int32", visible.handle.name)  # the same mask in every layer: cast once
+        if key not in self._constants:
+            self._constants[key] = self._as(visible, "int32")
+        moved = [self._as(x, value.dtype) for x in (offsets, logits)]
+        handle = self._plugin(
+            "UniADCameraAttention",
+            "camera_cross_attention",
+            [value.handle, reference_points.handle, self._constants[key], *moved],
+            value.dtype,
+            spatial_shapes=spatial_shapes,
+            grid_width=side if side * side == queries else 0,  # a square map's columns; matters for speed only
+        )
+        return Tensor(handle, value.dtype, self.shape_of(handle))
+
+    def modulated_deform_conv2d_norm(
+        self, x: Tensor, offset_mask: Tensor, weight: Tensor, mean, var, gain, shift, stride, padding, relu, eps
+    ):
+        """The norm goes into weight and bias, the ReLU into the kernel."""
+        arrays = [t.array for t in (weight, mean, var, gain, shift)]
+        if "modulated_deform_conv2d_norm" not in self.plugins or any(a is None for a in arrays):
+            return None
+        (o, c), half = weight.shape[:2], x.dtype == "float16"
+        if (c % 32 or o % 64) if half else o % 8:
+            return None
+        weight_, mean_, var_, gain_, shift_ = (np.asarray(a, np.float64) for a in arrays)
+        scale = gain_ / np.sqrt(var_ + eps)
+        packed = pack_deform_weight((weight_ * scale.reshape(-1, 1, 1, 1)).astype(x.dtype))
+        bias = (shift_ - mean_ * scale).astype(np.float32)
+        handle = self._plugin(
+            "UniADDeformConv",
+            "modulated_deform_conv2d",
+            [x.handle, self._as(offset_mask, x.dtype), self.constant(packed), self.constant(bias)],
+            x.dtype,
+            stride=stride,
+            padding=padding,
+            relu=int(relu),
+        )
+        return Tensor(handle, x.dtype, self.shape_of(handle))
+
+
+def _fits(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> bool:
+    """Whether there is an attention kernel for these sizes."""
+    return value.shape[3] in (16, 32) and len(spatial_shapes) <= MAX_LEVELS

@@ -1,0 +1,81 @@
+// UniADDeformConv.
+#include "plugin.h"
+
+namespace uniad {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::DimsExprs;
+using nvinfer1::PluginTensorDesc;
+using nvinfer1::TensorFormat;
+
+/// Inputs (N,C,H,W), the 27 channels of conv_offset, the packed weight, the bias float32 (O); see UniadDeformConv.
+/// float16 feature maps are channels-last (HWC8), as the convolutions around them want them.
+struct DeformConv {
+    static constexpr const char* kName = "UniADDeformConv";
+    static constexpr int kInputs = 4;
+    static const Attribute kAttributes[4];
+    int32_t half, stride, padding, relu;
+
+    bool valid() const { return stride > 0 && padding >= 0; }
+
+    DimsExprs outputDimensions(const DimsExprs* inputs, nvinfer1::IExprBuilder&) const {
+        DimsExprs out = inputs[1];
+        out.d[0] = inputs[0].d[0];
+        out.d[1] = inputs[3].d[0];
+        return out;
+    }
+    bool supports(int position, const PluginTensorDesc* tensors) const {
+        const PluginTensorDesc& tensor = tensors[position];
+        if (position == 2) {
+            return isLinear(tensor, floatType(half));
+        }
+        if (position == 3 || half == 0) {
+            return isLinear(tensor, DataType::kFLOAT);
+        }
+        const bool either = position == 1 && tensor.format == TensorFormat::kLINEAR;
+        return tensor.type == DataType::kHALF && (either || tensor.format == TensorFormat::kHWC8);
+    }
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+        const auto& x = in[0].dims;
+        const auto& offset_mask = in[1].dims;
+        UniadDeformConv a{};
+        a.input = inputs[0];
+        a.offset_mask = inputs[1];
+        a.weight = inputs[2];
+        a.bias = static_cast<const float*>(inputs[3]);
+        a.out = output;
+        a.batch = x.d[0];
+        a.channels = x.d[1];
+        a.height = x.d[2];
+        a.width = x.d[3];
+        a.out_channels = in[3].dims.d[0];
+        a.out_height = offset_mask.d[2];
+        a.out_width = offset_mask.d[3];
+        a.stride = stride;
+        a.padding = padding;
+        a.relu = relu;
+        const int pixels = a.out_height * a.out_width;
+        const bool last = in[1].format == TensorFormat::kHWC8;
+        const int channels = last ? (offset_mask.d[1] + 7) / 8 * 8 : offset_mask.d[1];
+        a.offset_image = channels * pixels;
+        a.offset_channel = last ? 1 : pixels;
+        a.offset_pixel = last ? channels : 1;
+        return uniad_deform_conv(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, 0, stream);
+    }
+};
+const Attribute DeformConv::kAttributes[4] = {
+    {"half", offsetof(DeformConv, half), 1},
+    {"stride", offsetof(DeformConv, stride), 1},
+    {"padding", offsetof(DeformConv, padding), 1},
+    {"relu", offsetof(DeformConv, relu), 1},
+};
+
+}  // namespace
+
+nvinfer1::IPluginCreator* deformConvCreator() {
+    static Creator<DeformConv> creator;
+    return &creator;
+}
+
+}  // namespace uniad

@@ -1,0 +1,89 @@
+// Modulated deformable convolution: where a tap samples, and the float32 kernel. The float16 kernel, which multiplies on
+// the tensor cores, is in deform_conv.cu.
+#pragma once
+
+#include "../kernels.h"
+#include "sampling.cuh"
+
+namespace uniad {
+
+constexpr int kTaps = 9;
+constexpr int kOutputsPerThread = 8;  // of the float32 kernel
+
+/// Where one tap of one output pixel samples: four cells and weights, the mask multiplied in.
+struct Tap {
+    unsigned first;       // index of the upper left cell in its image
+    unsigned right, down;  // 0 or 1: the step to the other cells (0 at an edge, where their weight is 0)
+    float weight[4];      // upper left, upper right, lower left, lower right
+};
+
+UNIAD_HD float sigmoid(float x) {
+    return 1.0f / (1.0f + shifted_exp(-x, 0.0f));
+}
+
+/// `offset_mask` points at the output pixel's channel 0.
+template <typename T>
+UNIAD_HD Tap locate_tap(const UniadDeformConv& a, const T* offset_mask, int row, int column, int tap) {
+    const int64_t channel = a.offset_channel;
+    const Split dy = split(to_float(offset_mask[2 * tap * channel]));
+    const Split dx = split(to_float(offset_mask[(2 * tap + 1) * channel]));
+    const float mask = sigmoid(to_float(offset_mask[(2 * kTaps + tap) * channel]));
+    const Split y = {row * a.stride - a.padding + tap / 3 + dy.whole, dy.rest};
+    const Split x = {column * a.stride - a.padding + tap % 3 + dx.whole, dx.rest};
+    Corners corners;
+    bilinear_corners(x, y, a.height, a.width, mask, corners);
+    Tap out;
+    out.first = corners.index[0];
+    out.right = corners.index[1] - corners.index[0];
+    out.down = (corners.index[2] - corners.index[0]) / static_cast<unsigned>(a.width);
+    for (int i = 0; i < 4; ++i) {
+        out.weight[i] = corners.weight[i];
+    }
+    return out;
+}
+
+/// One thread of the float32 kernel: one output pixel and kOutputsPerThread channels.
+UNIAD_HD void deform_conv_thread(const UniadDeformConv& a, int block_x, int block_y, int thread, int threads) {
+    const int pixel = block_x * threads + thread, pixels = a.out_height * a.out_width;
+    if (pixel >= a.batch * pixels) {
+        return;
+    }
+    const int image = pixel / pixels, place = pixel % pixels, first = block_y * kOutputsPerThread;
+    const float* offset_mask = static_cast<const float*>(a.offset_mask) + static_cast<int64_t>(image) * a.offset_image +
+                               static_cast<int64_t>(place) * a.offset_pixel;
+    const float* weight = static_cast<const float*>(a.weight) + first;
+    const int cells = a.height * a.width;
+    float sum[kOutputsPerThread] = {};
+    for (int tap = 0; tap < kTaps; ++tap) {
+        const Tap at = locate_tap(a, offset_mask, place / a.out_width, place % a.out_width, tap);
+        const float* from = static_cast<const float*>(a.input) + static_cast<int64_t>(image) * a.channels * cells + at.first;
+        const unsigned right = at.right, below = at.down * a.width;
+        for (int channel = 0; channel < a.channels; ++channel, from += cells, weight += a.out_channels) {
+            const float sample = at.weight[0] * from[0] + at.weight[1] * from[right] + at.weight[2] * from[below] +
+                                 at.weight[3] * from[below + right];
+            const auto by = load<float, kOutputsPerThread>(weight);
+#pragma unroll
+            for (int i = 0; i < kOutputsPerThread; ++i) {
+                sum[i] = fmaf(by.at[i], sample, sum[i]);
+            }
+        }
+    }
+    float* out = static_cast<float*>(a.out) + (static_cast<int64_t>(image) * a.out_channels + first) * pixels + place;
+    for (int i = 0; i < kOutputsPerThread; ++i) {
+        const float shifted = sum[i] + a.bias[first + i];
+        out[static_cast<int64_t>(i) * pixels] = a.relu != 0 && shifted < 0.0f ? 0.0f : shifted;
+    }
+}
+
+// The packed float16 weight: (C/32, 9, O, 32), each step of the kernel's loop in one piece. Inside each group of 32 output
+// channels the rows are permuted, so that the channels which one thread of an mma holds in four neighbouring 8-column
+// tiles follow each other: row 8 j + 2 t + e holds channel 8 t + 2 j + e (j, t < 4, e < 2).
+constexpr int kStepChannels = 32;
+
+/// The channel that a packed row holds.
+UNIAD_HD int packed_channel(int row) {
+    const int in_group = row % 32, j = in_group / 8, t = in_group % 8 / 2, e = in_group % 2;
+    return row - in_group + 8 * t + 2 * j + e;
+}
+
+}  // namespace uniad
