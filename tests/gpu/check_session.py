@@ -38,8 +38,8 @@ from trtllm.tensorrt_flavours import load_flavour
 # FP32: largest error relative to the largest value; of maps, the share of cells that differ.
 FP32_BOUND = 1e-3
 # FP16: norms (golden_frames.Comparison). What float16 costs the torch executor on the CPU in these eight frames, worst
-# of all; TensorRT may round in other places, hence the factor. It grows along a scene, with the carried state. A lane whose
-# score is near its threshold comes or goes as a whole.
+# of all; TensorRT may round in other places, hence the factor. It grows along a scene, with the carried state. A lane
+# whose score is near its threshold comes or goes as a whole.
 FP16_FACTOR = 3
 FP16_NOISE = {
     "boxes_3d": 0.0081, "scores_3d": 0.029, "track_scores": 0.029, "scores_3d_det": 0.018,
