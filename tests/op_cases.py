@@ -441,3 +441,40 @@ _c, _s = math.cos(0.3), math.sin(0.3)
 case("rotate_nearest", V.rotate_nearest, lambda t, x, m: rotate(t, x, m), lambda x, m: V.rotate_nearest(x, m * 0.5),
      normal(3, 10, 14), np.array([[_c, _s, 1.2], [-_s, _c, -0.7]], np.float32), islands=(1,),
      tolerance=EXACT)
+
+# ---- the same in sizes that plugins have kernels for ---------------------------------------------------------------
+
+WIDE, WIDE_LOGITS = normal(2, 60, 2, 16), normal(2, 5, 2, 6, scale=2.0)  # 16 channels per head
+case("deformable_attention 16 channels", lambda *x: V.deformable_attention(*x, SHAPES),
+     lambda t, *x: deform_attention(t, *x, SHAPES), lambda v, r, o, a: V.deformable_attention(v, r, -o, a, SHAPES),
+     WIDE, BOXES, OFFSETS, WIDE_LOGITS, islands=(1,))
+case("deformable_attention 16 channels, levels on one", lambda *x: V.deformable_attention(*x, SHAPES[:1], 9),
+     lambda t, *x: deform_attention(t, *x, SHAPES[:1], num_queries=9),
+     lambda v, r, o, a: V.deformable_attention(v, r, o, -a, SHAPES[:1], num_queries=9), WIDE[:, :48], POINTS, OFFSETS,
+     WIDE_LOGITS, islands=(1,))
+case("temporal_attention 32 channels", lambda *x: V.temporal_attention(*x, SHAPES[0]),
+     lambda t, *x: temporal(t, *x, SHAPES[0]), lambda v, r, o, a: V.temporal_attention(v, r, o, -a, SHAPES[0]),
+     normal(2, 48, 8, 32), uniform(-0.1, 1.1, 48, 2), normal(48, 8, 2, 4, 2), normal(48, 8, 2, 4), islands=(1,))
+case("camera_cross_attention 32 channels", lambda *x: V.camera_cross_attention(*x, SHAPES),
+     lambda t, *x: camera_attention(t, *x, SHAPES),
+     lambda v, r, s, o, a: V.camera_cross_attention(v, r, F.constant(np.ones((6, 9, 4), bool)), o, a, SHAPES),
+     normal(6, 60, 8, 32), uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.1, normal(9, 8, 2, 8, 2),
+     normal(9, 8, 16), islands=(1,))
+WIDE_IMAGE, WIDE_WEIGHT = normal(2, 32, 9, 11), normal(64, 32, 3, 3, scale=0.06)
+WIDE_STATISTICS = (normal(64), uniform(0.25, 4, 64), normal(64), normal(64))
+
+
+def deform_conv_norm(x, offset_mask, **more):
+    statistics = (F.constant(a) for a in WIDE_STATISTICS)
+    return V.modulated_deform_conv2d_norm(x, offset_mask, weight(WIDE_WEIGHT), *statistics, **more)
+
+
+def deform_conv_norm_reference(t, x, offset_mask):
+    mean, variance, gain, shift = map(t.tensor, WIDE_STATISTICS)
+    out = deform_conv(t, x, offset_mask, WIDE_WEIGHT, 1)
+    return t.batch_norm(out, gain, shift, mean, variance, False, 0.0, 1e-5, False).relu()
+
+
+case("modulated_deform_conv2d_norm", deform_conv_norm, deform_conv_norm_reference,
+     lambda x, o: deform_conv_norm(x, o, relu=False), WIDE_IMAGE,
+     np.concatenate([normal(2, 18, 9, 11, scale=2.0), normal(2, 9, 9, 11)], 1), tolerance=(1e-5, 5e-3))

@@ -29,6 +29,7 @@ from errors import UniADError, one_line_errors  # noqa: E402
 from runtime import cuda  # noqa: E402
 from trtllm.tensorrt_builder import BuildOptions  # noqa: E402
 from trtllm.tensorrt_flavours import MODULES, Flavour, load_flavour  # noqa: E402
+from trtllm.tensorrt_plugins import select_plugins  # noqa: E402
 
 SECONDS_PER_ENGINE = 300  # a hang counts as a failure
 
@@ -102,7 +103,10 @@ def check_group(dtype: str, indices: list[int], args: argparse.Namespace) -> lis
     references = read_references(args.references)
     flavour = load_flavour(args.backend)
     options = BuildOptions(
-        dtype, optimization_level=args.builder_opt, compute_capabilities=(cuda.compute_capability(),)
+        dtype,
+        optimization_level=args.builder_opt,
+        plugins=select_plugins(args.plugins, flavour),
+        compute_capabilities=(cuda.compute_capability(),),
     )
     started = time.perf_counter()
     engine = op_engines.build(indices, flavour, options)
@@ -117,7 +121,7 @@ def run_in_child(dtype: str, indices: list[int], args: argparse.Namespace, work:
     output = pathlib.Path(work, "rows.json")
     output.unlink(missing_ok=True)
     command = [sys.executable, __file__, "group", "-r", str(args.references), "-o", str(output), "--dtype", dtype]
-    command += ["--backend", args.backend, "--indices", ",".join(map(str, indices))]
+    command += ["--backend", args.backend, "--plugins", args.plugins, "--indices", ",".join(map(str, indices))]
     command += ["--builder-opt", str(args.builder_opt)] if args.builder_opt is not None else []
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_ENGINE)
@@ -173,6 +177,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-r", "--references", type=pathlib.Path, help="what `references` wrote")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     parser.add_argument("--backend", choices=sorted(MODULES), default="tensorrt")
+    parser.add_argument("--plugins", default="off", help="auto, off, or names of operations; off if left out")
     parser.add_argument("--builder-opt", type=int, help="0 to 5; TensorRT's default if left out")
     parser.add_argument("--group-size", type=int, default=16, help="cases in one engine")
     parser.add_argument("--dtype", choices=BOTH, default="float32", help=argparse.SUPPRESS)

@@ -12,6 +12,7 @@ from errors import UniADError
 from trtllm.network import Network, Tensor, net_guard
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
+from trtllm.tensorrt_plugins import PluginExecutor, load_plugins
 
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type, shape)
 Define = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -27,6 +28,7 @@ class BuildOptions:
         optimization_level: 0 (fast build) to 5 (long search).
         timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
+        plugins: the operations that become plugins (trtllm.tensorrt_plugins.select_plugins).
         compute_capabilities: what TensorRT for RTX builds for; the others build for the GPU that they run on.
         progress: called with (phase, step, steps, depth) while the engine is built, where the version reports it.
     """
@@ -36,6 +38,7 @@ class BuildOptions:
     optimization_level: int | None = None
     timing_cache: pathlib.Path | None = None
     profiling_verbosity: str = "layer_names_only"
+    plugins: Collection[str] = ()
     compute_capabilities: Sequence[str] = ("8.6",)
     progress: Callable[[str, int, int, int], None] | None = None
 
@@ -63,12 +66,16 @@ def build_engine(
         outputs: the names to keep of what `define` returns (all by default); what only the others need is left out.
 
     Raises:
-        UniADError: TensorRT refuses a layer or can't build the engine; no GPU; out of memory.
+        UniADError: TensorRT refuses a layer or can't build the engine; no GPU; out of memory; no plugin library.
     """
     options = options or BuildOptions()
     builder = _create_builder(flavour)
     definition = flavour.create_network(builder)
-    executor = TensorRTExecutor(definition, flavour)
+    if options.plugins:
+        load_plugins(flavour)
+        executor = PluginExecutor(definition, flavour, options.plugins)
+    else:
+        executor = TensorRTExecutor(definition, flavour)
     with net_guard(Network(executor, options.dtype)):
         results = define({name: executor.input(name, dtype, shape) for name, (dtype, shape) in inputs.items()})
     if unknown := sorted(set(outputs or ()) - set(results)):

@@ -69,9 +69,9 @@ class Flavour:
             compute: "float32", "float16", or None for layers that don't compute in a float type.
             outputs: the types of its outputs. Integers and bools follow from the layer itself.
         """
-        if self.strongly_typed:
-            return
         kinds = self.trt.LayerType
+        if self.strongly_typed or layer.type == kinds.PLUGIN_V2:  # a plugin says itself which types it takes
+            return
         if compute is not None and layer.type not in (kinds.CAST, kinds.CONSTANT):  # those compute nothing
             layer.precision = self.types[compute]
         for index, dtype in enumerate(outputs):
