@@ -166,6 +166,10 @@ class GroundTruth:
         (l2e, l2e_t), (e2g, e2g_t) = pose.lidar2ego, pose.ego2global
         return Pose(l2e.T @ e2g.T, l2e_t @ e2g.T + e2g_t, e2g_t)
 
+    def ego_rotation(self, index: int) -> np.ndarray:
+        """(3,3) vehicle to global, column vectors: a global row vector times this is in the vehicle's frame."""
+        return self._pose(index).ego2global[0]
+
     def objects(self, index: int) -> Objects:
         _, scene, frame = self._at(index)
         rows = slice(scene.first[frame], scene.first[frame + 1])

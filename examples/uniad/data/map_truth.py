@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from shapely import affinity
 
 from data.frames import FrameError
+from data.occupancy_truth import RigidPose
 from data.scene_index import box_yaw, planar_yaw
 
 CLASSES = ("divider", "crossing", "boundary", "drivable")
@@ -87,27 +88,29 @@ class CityMap:
         crossings = [city.extract_polygon(record["polygon_token"]) for record in city.ped_crossing]
         self.layers["crossing"] = _Layer.of([edge for polygon in crossings for edge in _long_edges(polygon)])
 
-    def masks(self, pose: Any, canvas: tuple[int, int], patch: tuple[float, float]) -> np.ndarray:
+    def masks(self, pose: RigidPose, canvas: tuple[int, int], patch: tuple[float, float]) -> np.ndarray:
         """(4,H,W) bool in the order of CLASSES; rows go with the lidar's y (ahead), columns with its x (right).
 
-        `pose` is a RigidPose, `canvas` rows and columns, `patch` their extent in metres.
+        `canvas` is rows and columns, `patch` their extent in metres.
         """
         rotation, translation = pose.ego2global
-        turn = Rotation.from_matrix(rotation)
-        around_ego = (*translation[:2], math.degrees(planar_yaw(turn[None])[0]))
-        divider = [line for name in _LINES for line in self._clipped(name, *around_ego, patch)]
-        crossing = self._clipped("crossing", *around_ego, patch)
-        outline = _outline(*(self._clipped(name, *around_ego, patch) for name in _POLYGONS[:2]), patch)
+        turn = Rotation.from_matrix(rotation[None])
+        around_ego = (translation[0], translation[1], planar_yaw(turn)[0] / np.pi * 180)
+        divider = [line for name in _LINES for line in self._clipped(name, around_ego, patch)]
+        crossing = self._clipped("crossing", around_ego, patch)
+        roads, lanes = (self._clipped(name, around_ego, patch) for name in _POLYGONS[:2])
+        outline = _outline(roads, lanes, patch)
         lines = _line_masks([divider, crossing, outline], canvas, patch)  # in the vehicle's frame
         lines = np.rot90(lines, k=-1, axes=(1, 2))
-        l2g = turn * Rotation.from_matrix(pose.lidar2ego[0])
+        l2g = turn * Rotation.from_matrix(pose.lidar2ego[0][None])
         centre = rotation @ pose.lidar2ego[1] + translation
-        around_lidar = (*centre[:2], math.degrees(box_yaw(l2g[None])[0]))
-        area = _area_mask(self._clipped("drivable_area", *around_lidar, patch), canvas, patch)
+        around_lidar = (centre[0], centre[1], math.degrees(box_yaw(l2g)[0]))
+        area = _area_mask(self._clipped("drivable_area", around_lidar, patch), canvas, patch)
         return np.concatenate([lines, area[None]]).astype(bool)
 
-    def _clipped(self, layer: str, x: float, y: float, degrees: float, patch: tuple[float, float]) -> list[Any]:
-        """Shapes of a layer inside the patch around x, y, moved to its centre and turned back by its angle."""
+    def _clipped(self, layer: str, around: tuple[float, float, float], patch: tuple[float, float]) -> list[Any]:
+        """Shapes of a layer inside the patch around x, y, degrees, moved to its centre and turned back."""
+        x, y, degrees = around
         window = affinity.rotate(_window(patch, x, y), degrees, origin=(x, y))
         found = []
         for shape in self.layers[layer].near(window):
@@ -193,8 +196,8 @@ def _line_masks(classes: list[list[Any]], canvas: tuple[int, int], patch: tuple[
                 continue
             for piece in _parts(shapely.LineString(points).intersection(window), "LineString"):
                 cells = shapely.get_coordinates(_to_canvas(piece, canvas, patch)).astype(np.int32)  # cut, not rounded
-                cv2.polylines(masks[index], [cells], False, 1, thickness)
-                cv2.polylines(broad[index], [cells], False, 1, thickness + 4)
+                cv2.polylines(masks[index], [cells], False, (1,), thickness)
+                cv2.polylines(broad[index], [cells], False, (1,), thickness + 4)
     for index in reversed(range(len(classes))):
         masks[:index, broad[index] != 0] = 0
     return masks
@@ -209,6 +212,6 @@ def _area_mask(shapes: list[Any], canvas: tuple[int, int], patch: tuple[float, f
         def cells(ring: Any) -> np.ndarray:
             return shapely.get_coordinates(ring).round().astype(np.int32)
 
-        cv2.fillPoly(mask, [cells(polygon.exterior) for polygon in polygons], 1)
-        cv2.fillPoly(mask, [cells(hole) for polygon in polygons for hole in polygon.interiors], 0)
+        cv2.fillPoly(mask, [cells(polygon.exterior) for polygon in polygons], (1,))
+        cv2.fillPoly(mask, [cells(hole) for polygon in polygons for hole in polygon.interiors], (0,))
     return mask

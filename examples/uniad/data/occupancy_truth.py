@@ -38,8 +38,8 @@ def reframe(
         turn = rotation.astype(np.float32)
         points, heading = points @ turn.T + translation.astype(np.float32), heading + _angle(turn)
     for rotation, translation in (target.ego2global, target.lidar2ego):
-        turn = np.linalg.inv(rotation.astype(np.float32))
-        points, heading = (points - translation.astype(np.float32)) @ turn.T, heading + _angle(turn)
+        inverse = np.linalg.inv(rotation.astype(np.float32))
+        points, heading = (points - translation.astype(np.float32)) @ inverse.T, heading + _angle(inverse)
     return points, heading
 
 
@@ -75,8 +75,8 @@ def draw_occupancy(
     start, step = np.float32(lower + cell / 2), np.float32(cell)
     cells = np.round((corners - start + step / np.float32(2)) / step).astype(np.int32, order="C")  # (N,4,2)
     for polygon, number in zip(cells, instance):
-        cv2.fillPoly(segmentation, [polygon], 1)
-        cv2.fillPoly(instances, [polygon], _REPLACES_IGNORE if number == IGNORE else int(number))
+        cv2.fillPoly(segmentation, [polygon], (1,))
+        cv2.fillPoly(instances, [polygon], (_REPLACES_IGNORE if number == IGNORE else int(number),))
     return segmentation, instances
 
 
