@@ -183,6 +183,11 @@ class TorchCPUExecutor(TorchExecutor):
     Queries that a camera cannot see are skipped, as the original does.
     """
 
+    def where(self, condition, a, b):
+        if condition.numel() == 1:  # torch would still go through all of both
+            return (a if condition else b).expand(torch.broadcast_shapes(condition.shape, a.shape, b.shape))
+        return torch.where(condition, a, b)
+
     def softmax(self, x, dim):
         if dim == x.dim() - 1 and x.shape[-1] <= SHORT_ROW:
             return torch.softmax(x.movedim(-1, 0).contiguous(), 0).movedim(0, -1)

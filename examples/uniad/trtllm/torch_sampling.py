@@ -16,10 +16,13 @@ BLOCK = 2048  # queries or output pixels at a time: their rows, weights and sums
 def bordered_rows(value: torch.Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, list[int]]:
     """Planes (S,…), S the sum of h*w, each with a border: (R,…), R the sum of (h+2)*(w+2), and where each begins."""
     sizes = [(h + 2) * (w + 2) for h, w in spatial_shapes]
-    table = value.new_zeros(sum(sizes), *value.shape[1:])
+    table = value.new_empty(sum(sizes), *value.shape[1:])
     planes = value.split([h * w for h, w in spatial_shapes])
     for (h, w), plane, space in zip(spatial_shapes, planes, table.split(sizes)):
-        space.view(h + 2, w + 2, *value.shape[1:])[1:-1, 1:-1] = plane.view(h, w, *value.shape[1:])
+        space = space.view(h + 2, w + 2, *value.shape[1:])
+        space[1:-1, 1:-1] = plane.view(h, w, *value.shape[1:])
+        for border in (space[0], space[-1], space[:, 0], space[:, -1]):
+            border.zero_()
     return table, [sum(sizes[:level]) for level in range(len(sizes))]
 
 
