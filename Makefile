@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCRIPTS := examples/uniad
 DEMO := $(CURDIR)/demo
 
-.PHONY: demo test lint test-full clean
+.PHONY: demo test lint test-full plugins clean
 
 demo: $(READY)  ## all five steps on a tiny checkpoint and a few frames, on the CPU
 	cd $(SCRIPTS) && $(PY) -m data.recipe -o $(DEMO)/input
@@ -33,6 +33,10 @@ $(READY): requirements.txt requirements-torch.txt requirements-nuscenes.txt requ
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+plugins:  ## the CUDA plugin library; TENSORRT=folder of TensorRT's headers (needs CMake and nvcc)
+	cmake -S plugins -B build/plugins -DTENSORRT_INCLUDE_DIR="$(TENSORRT)"
+	cmake --build build/plugins -j
 
 clean:  ## remove the environment and the demo's files
 	rm -rf $(VENV) $(DEMO)

@@ -73,7 +73,7 @@ def build_engine(
     definition = flavour.create_network(builder)
     if options.plugins:
         load_plugins(flavour)
-        executor = PluginExecutor(definition, flavour, options.plugins)
+        executor: TensorRTExecutor = PluginExecutor(definition, flavour, options.plugins)
     else:
         executor = TensorRTExecutor(definition, flavour)
     with net_guard(Network(executor, options.dtype)):
