@@ -9,6 +9,7 @@ can't be built, or ends the process, its cases are tried one by one, so that eac
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import subprocess
@@ -118,8 +119,7 @@ def check_group(dtype: str, indices: list[int], args: argparse.Namespace) -> lis
 
 def run_in_child(dtype: str, indices: list[int], args: argparse.Namespace, work: str) -> list[dict] | str:
     """The rows of check_group, or the reason why there are none."""
-    output = pathlib.Path(work, "rows.json")
-    output.unlink(missing_ok=True)
+    output = pathlib.Path(work, f"{dtype}-{indices[0]}-{len(indices)}.json")
     command = [sys.executable, __file__, "group", "-r", str(args.references), "-o", str(output), "--dtype", dtype]
     command += ["--backend", args.backend, "--plugins", args.plugins, "--indices", ",".join(map(str, indices))]
     command += ["--builder-opt", str(args.builder_opt)] if args.builder_opt is not None else []
@@ -138,19 +138,22 @@ def run(args: argparse.Namespace) -> int:
     read_references(args.references)  # fail now rather than in every child
     load_flavour(args.backend)
     cuda.compute_capability()
-    todo, rows = op_engines.all_groups(args.group_size), []
-    with tempfile.TemporaryDirectory() as work:
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as work, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        todo = op_engines.all_groups(args.group_size)
         while todo:
-            dtype, indices = todo.pop(0)
-            result = run_in_child(dtype, indices, args, work)
-            names = [CASES[i].name for i in indices]
-            if isinstance(result, str) and len(indices) > 1:
-                print(f"{dtype} {names[0]} … {names[-1]}: {result}; one by one", flush=True)
-                todo[:0] = [(dtype, [i]) for i in indices]
-                continue
-            found = [{"failure": result, "share": float("inf")}] if isinstance(result, str) else result
-            rows += [{"case": n, "dtype": dtype, **row} for n, row in zip(names, found)]
-            print(f"{dtype} {names[0]} … {names[-1]}: done", flush=True)
+            results = pool.map(lambda group: run_in_child(*group, args, work), todo)
+            again = []
+            for (dtype, indices), result in zip(todo, results):
+                names = [CASES[i].name for i in indices]
+                if isinstance(result, str) and len(indices) > 1:
+                    print(f"{dtype} {names[0]} … {names[-1]}: {result}; one by one", flush=True)
+                    again += [(dtype, [i]) for i in indices]
+                    continue
+                found = [{"failure": result, "share": float("inf")}] if isinstance(result, str) else result
+                rows += [{"case": n, "dtype": dtype, **row} for n, row in zip(names, found)]
+                print(f"{dtype} {names[0]} … {names[-1]}: done", flush=True)
+            todo = again
     pathlib.Path(args.output).write_text(json.dumps(rows, indent=1))
     return print_table(rows)
 
@@ -180,6 +183,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plugins", default="off", help="auto, off, or names of operations; off if left out")
     parser.add_argument("--builder-opt", type=int, help="0 to 5; TensorRT's default if left out")
     parser.add_argument("--group-size", type=int, default=16, help="cases in one engine")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="engines built at the same time; more CPU cores, less waiting"
+    )
     parser.add_argument("--dtype", choices=BOTH, default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--indices", default="", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
