@@ -53,7 +53,7 @@ class FakeStream:
 class FakeRuntime(types.ModuleType):
     """Stands in for cuda.bindings.runtime. `fail` maps a function's name to the status it returns."""
 
-    cudaEventDisableTiming, cudaStreamNonBlocking = 2, 1
+    cudaEventDefault, cudaStreamNonBlocking = 0, 1
     cudaMemcpyKind = enum.IntEnum("Kind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})
     cudaStreamCaptureMode = enum.IntEnum("Mode", {"cudaStreamCaptureModeThreadLocal": 1})
     cudaDeviceAttr = enum.IntEnum(

@@ -19,6 +19,7 @@ class FakeSession:
         self.config, self.convention = config, convention
         self.broken = os.environ.get("FAKE_BREAK", "")
         self.seconds = float(os.environ.get("FAKE_SECONDS", "0"))
+        self.submitted = []
         self.reset()
 
     def describe(self):
@@ -33,6 +34,14 @@ class FakeSession:
     def set_state(self, state):
         self.reset()
         self.next_id = int(state["max_obj_id"][0])
+
+    def submit(self, inputs):
+        began = time.perf_counter()
+        self.submitted.append(self.infer(inputs))
+        self.latency = time.perf_counter() - began
+
+    def collect(self):
+        return self.submitted.pop(0)
 
     def infer(self, inputs):
         for spec in input_specs(self.config):
@@ -65,6 +74,6 @@ if __name__ == "__main__":
 
     from errors import one_line_errors
 
-    run.open_session = lambda path, device, dtype: FakeSession()
+    run.open_session = lambda path, device, dtype, cuda_graph: FakeSession()
     with one_line_errors():
         run.main()

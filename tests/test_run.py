@@ -29,7 +29,7 @@ def place(tmp_path, monkeypatch):
     """Frames of three scenes, a file that stands for an engine, and run.py with the fake session."""
     write_frames(tmp_path / "data", SCENES)
     (tmp_path / "engine.plan").write_bytes(b"weights")
-    monkeypatch.setattr(run, "open_session", lambda path, device, dtype: FakeSession())
+    monkeypatch.setattr(run, "open_session", lambda path, device, dtype, cuda_graph: FakeSession())
     return tmp_path
 
 
@@ -155,7 +155,7 @@ def test_forgetting_the_state_would_be_caught(place, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run.main(arguments(place, broken))
         monkeypatch.undo()
-        monkeypatch.setattr(run, "open_session", lambda path, device, dtype: FakeSession())
+        monkeypatch.setattr(run, "open_session", lambda path, device, dtype, cuda_graph: FakeSession())
         progress = results.load_progress(place / broken)
         assert progress[0] == 3
         if what == "sequence":

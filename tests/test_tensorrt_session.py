@@ -190,6 +190,21 @@ def test_carried_state(gpu, plan):
         assert state["prev_bev"][0, 0] != 0
 
 
+def test_profile(gpu, plan):
+    session, frames = open_session(plan), make_frames(3)
+    times = session.start_profile()
+    for frame, expected in zip(frames, reference(frames)):
+        assert_equal(session.infer(frame), expected)
+    assert times == {"img_backbone/conv1": [2.0] * 3, "seg_head/softmax": [0.5] * 3}
+    assert gpu.launches == 0 and not session.describe()["cuda_graph"]
+
+
+def test_latency_has_every_part(gpu, plan):
+    session = open_session(plan)
+    session.infer(make_frames(1)[0])
+    assert session.latency > 2 * 0.0015  # upload and engine, 1.5 ms each here, and the host's copies
+
+
 def test_wrong_inputs(gpu, plan):
     session, (frame, _) = open_session(plan), make_frames(2)
     for key, array in {"img": frame["img"][:, :4], "shift": frame["shift"].astype(np.float64), "command": None}.items():

@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from data.frames import Frame, FrameSource, open_source
 from errors import UniADError, one_line_errors
 from files import sha256_of
 from runtime import results
-from runtime.collision import optimise_plan
+from runtime.frame import Started, finish_frame, start_frame
+from runtime.profile import profile_of, table
 from runtime.sequence import Sequence, SequenceState
 from runtime.session import DEVICES, DTYPES, Session, open_session
 from runtime.submission import META, tracking_boxes
@@ -44,6 +45,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", required=True, type=pathlib.Path, metavar="RESULT", help="result folder")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where a PyTorch engine runs (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the network (default: as the engine was built)")
+    parser.add_argument("--no-cuda-graph", action="store_true", help="launch a TensorRT engine's kernels one by one")
+    parser.add_argument("--profile", action="store_true", help="time a TensorRT engine's layers: RESULT/profile.json")
     parser.add_argument("--fresh", action="store_true", help="replace an earlier result in RESULT")
     parser.add_argument("--visualize", action="store_true", help="also draw each frame into RESULT/pictures")
     data = parser.add_argument_group("choice of frames")
@@ -138,25 +141,6 @@ def load_ahead(source: FrameSource, start: int, stop: int) -> Iterator[tuple[int
                 future.cancel()
 
 
-def run_frame(
-    frame: Frame, sequence: Sequence, session: Session, collision_optim: bool
-) -> tuple[dict[str, np.ndarray], list[float]]:
-    """One frame through geometry, engine, record and optimisation; the record and the seconds of each stage."""
-    times = [time.perf_counter()]
-    inputs = sequence.inputs(frame)
-    times.append(time.perf_counter())
-    outputs: Mapping[str, np.ndarray] = session.infer(inputs)
-    times.append(time.perf_counter())
-    record = results.make_record(outputs, f"frame {frame.sample_token}")
-    times.append(time.perf_counter())
-    if "sdc_traj_raw" in record:
-        record["sdc_traj"] = record["sdc_traj_raw"]
-        if collision_optim and "occ_seg" in record:
-            record["sdc_traj"], _ = optimise_plan(record["sdc_traj_raw"], record["occ_seg"], session.config)
-    times.append(time.perf_counter())
-    return record, np.diff(times).tolist()
-
-
 def run_frames(args: argparse.Namespace, source: FrameSource, count: int, session: Session) -> None:
     """Run all frames that are not done, one scene after the other."""
     sequence = Sequence(session.config, session.convention, args.fix_scene_start)
@@ -168,13 +152,18 @@ def run_frames(args: argparse.Namespace, source: FrameSource, count: int, sessio
         session.set_state(session_state)
         print(f"{args.output}: going on at frame {start + 1} of {count}")
     rows = list(latency)
+    in_flight: list[tuple[int, Started, float]] = []
     with tqdm(total=count, initial=start, unit="frame", desc="run") as bar:
         for index, frame, load_seconds in load_ahead(source, start, count):
-            record, seconds = run_frame(frame, sequence, session, not args.no_collision_optim)
-            results.write_record(results.frame_path(args.output, index, frame.sample_token), record)
-            rows.append(np.array([load_seconds, *seconds, load_seconds + sum(seconds)]))
-            bar.update()
-            if index + 1 == count or source.info(index + 1).scene_token != frame.scene_token:
+            in_flight.append((index, start_frame(frame, sequence, session), load_seconds))
+            scene_ends = index + 1 == count or source.info(index + 1).scene_token != frame.scene_token
+            while len(in_flight) > (0 if scene_ends else 1):  # the engine works on a frame while the last is written
+                done, started, load = in_flight.pop(0)
+                record, seconds = finish_frame(started, session, not args.no_collision_optim)
+                results.write_record(results.frame_path(args.output, done, started.frame.sample_token), record)
+                rows.append(np.array([load, *seconds, load + sum(seconds)]))
+                bar.update()
+            if scene_ends:
                 state = sequence.state.to_arrays()
                 results.save_progress(args.output, index + 1, state, session.get_state(), np.stack(rows))
 
@@ -221,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.limit is not None and args.limit < 1:
         raise UniADError(f"--limit {args.limit}: give at least 1")
     earlier = results.read_run(args.output)
-    session = open_session(args.engine, args.device, args.dtype)
+    session = open_session(args.engine, args.device, args.dtype, not args.no_cuda_graph)
     source = open_source(args.input, session.config, args.version, args.scenes, not args.no_can_bus)
     count = min(len(source), args.limit or len(source))
     run = describe_run(args, session, source, count)
@@ -235,7 +224,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{args.output}: complete already, {count} frames; --fresh runs them again")
     else:
         results.write_json(args.output / "run.json", run)
+        layer_times = session.start_profile() if args.profile else None
         run_frames(args, source, count, session)
+        if layer_times is not None:
+            profile = profile_of(layer_times)
+            results.write_json(args.output / "profile.json", profile)
+            print(table(profile))
         finish(args, run, source, count, session)
     if args.visualize:
         draw_pictures(args, source, count, session)

@@ -99,11 +99,10 @@ class PinnedBuffer(_Resource):
 
 
 class Event(_Resource):
-    """A point in a stream. `timing` makes elapsed_ms possible."""
+    """A point in a stream, and the time when the device reached it."""
 
-    def __init__(self, timing: bool = False):
-        flags = 0 if timing else runtime().cudaEventDisableTiming
-        super().__init__("cudaEventDestroy", call("cudaEventCreateWithFlags", flags))
+    def __init__(self) -> None:
+        super().__init__("cudaEventDestroy", call("cudaEventCreateWithFlags", runtime().cudaEventDefault))
 
     def synchronize(self) -> None:
         """Wait on the host until the work before the event is done."""

@@ -3,6 +3,7 @@
     RESULT/frames/<order:06d>_<sample_token>.npz   docs/design.md, "Result record"
     RESULT/run.json                                what ran on what; `complete` once everything is there
     RESULT/latency.json                            seconds per frame and stage
+    RESULT/profile.json                            with --profile: milliseconds per layer and module
     RESULT/results_nusc.json                       tracking submission (runtime/submission.py)
     RESULT/pictures/                               with --visualize
     RESULT/resume.npz                              only while a run is under way
@@ -27,7 +28,16 @@ from report.output import whole_file
 
 KIND = "uniad-result"
 STAGES = ("load", "preprocess", "engine", "postprocess", "optimise", "whole")
-PARTS = ("frames", "pictures", "latency.json", "results_nusc.json", "summary.json", "summary.md", "resume.npz")
+PARTS = (
+    "frames",
+    "pictures",
+    "latency.json",
+    "profile.json",
+    "results_nusc.json",
+    "summary.json",
+    "summary.md",
+    "resume.npz",
+)
 
 _TRACK_ROWS = ("boxes_3d", "scores_3d", "labels_3d", "track_scores", "track_ids")
 _DETECTION_ROWS = ("boxes_3d_det", "scores_3d_det", "labels_3d_det")

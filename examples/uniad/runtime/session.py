@@ -31,6 +31,7 @@ class Session(Protocol):
 
     config: UniADConfig
     convention: str  # "v1.0.1" or "v2.0"
+    latency: float  # seconds that the last collected frame took, or takes where no other frame is in flight
 
     def describe(self) -> dict[str, Any]:
         """Engine, device, precision and library versions, for run.json."""
@@ -53,6 +54,13 @@ class Session(Protocol):
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue at a scene start from `get_state()` of another run."""
+
+    def start_profile(self) -> dict[str, list[float]]:
+        """From now on every frame runs layer by layer, without the CUDA graph.
+
+        Returns a mapping that each frame adds to: layer name -> its milliseconds, frame after frame. Raises
+        SessionError where the engine has no layers to time.
+        """
 
     def carried_state(self) -> dict[str, np.ndarray]:
         """All that the next frame reads (docs/design.md, state), copied to the host: for tests and checks."""

@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -69,17 +70,20 @@ class _Slot:
     host_outputs: cuda.PinnedBuffer
     input_views: dict[str, np.ndarray]
     output_views: dict[str, np.ndarray]
+    upload: cuda.Event
     uploaded: cuda.Event
     started: cuda.Event
     done: cuda.Event
     graph: cuda.Graph | None = None
+    submit_seconds: float = 0.0
 
 
 class TensorRTSession:
     """See runtime.session.Session. `submit` and `collect` are the two halves of `infer`.
 
     Attributes:
-        engine_ms: device time of the last collected frame, milliseconds: engine and copy of the results.
+        latency: seconds that the last collected frame takes alone: copies on the host, upload, engine, results back.
+        engine_ms: the engine's part of it with the copy of the results to the host, milliseconds.
         device_memory: bytes of device memory that opening the session took.
     """
 
@@ -91,13 +95,15 @@ class TensorRTSession:
             CudaError: no GPU, out of memory.
         """
         self.config, self.convention, self._sidecar = sidecar.config, sidecar.convention, sidecar
-        self.engine_ms = 0.0
+        self.latency = self.engine_ms = 0.0
+        self._profiler: Any = None
         flavour = _flavour(path, sidecar)
         self._device = _check_device(path, sidecar)
         free_before = cuda.memory_info()[0]
         self._logger = flavour.logger
         self._logger.errors.clear()  # those of engines before this one
-        self._runtime = flavour.trt.Runtime(self._logger)
+        self._trt = flavour.trt
+        self._runtime = self._trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(_read_plan(path, sidecar))
         if self._engine is None:
             raise _failure(path, "TensorRT can't load the engine", self._logger)
@@ -106,7 +112,7 @@ class TensorRTSession:
         self._stream, self._upload = cuda.Stream(), cuda.Stream()
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
         self._output = cuda.DeviceBuffer(self._outputs.nbytes)
-        self._scratch, contexts = _make_contexts(flavour.trt, self._engine, IN_FLIGHT)
+        self._scratch, contexts = _make_contexts(self._trt, self._engine, IN_FLIGHT)
         if None in contexts:
             raise _failure(path, "TensorRT can't create an execution context", self._logger)
         self._slots = [self._make_slot(context) for context in contexts]
@@ -127,8 +133,9 @@ class TensorRTSession:
             views(host_inputs.array, self._inputs),
             views(host_outputs.array, self._outputs),
             cuda.Event(),
-            cuda.Event(timing=True),
-            cuda.Event(timing=True),
+            cuda.Event(),
+            cuda.Event(),
+            cuda.Event(),
         )
 
     def _warm_up(self, cuda_graph: bool) -> None:
@@ -179,6 +186,7 @@ class TensorRTSession:
 
         Raises SessionError where an input is missing or has another type or shape; nothing has happened then.
         """
+        began = time.perf_counter()
         if len(self._pending) == IN_FLIGHT:
             raise RuntimeError("collect() a frame before the next submit()")
         for name, dtype, shape, _ in self._inputs.specs:
@@ -190,6 +198,7 @@ class TensorRTSession:
         for name, view in slot.input_views.items():
             view[...] = inputs[name]
         # Nothing reads the slot's device inputs any more: its last frame was collected.
+        self._upload.record(slot.upload)
         self._upload.to_device(int(slot.inputs.handle), int(slot.host_inputs.handle), self._inputs.nbytes)
         self._upload.record(slot.uploaded)
         self._stream.wait(slot.uploaded)
@@ -201,13 +210,26 @@ class TensorRTSession:
         self._stream.record(slot.done)
         self._pending.append(slot)
         self._next = 1 - self._next
+        slot.submit_seconds = time.perf_counter() - began
 
     def collect(self) -> dict[str, np.ndarray]:
         """Wait for the oldest submitted frame; its outputs."""
         slot = self._pending.popleft()
         slot.done.synchronize()
         self.engine_ms = slot.done.elapsed_ms(slot.started)
-        return {name: view.copy() for name, view in slot.output_views.items()}
+        upload_ms = slot.uploaded.elapsed_ms(slot.upload)
+        done = time.perf_counter()
+        outputs = {name: view.copy() for name, view in slot.output_views.items()}
+        on_host = slot.submit_seconds + time.perf_counter() - done
+        self.latency = on_host + (upload_ms + self.engine_ms) / 1000
+        return outputs
+
+    def start_profile(self) -> dict[str, list[float]]:
+        times: dict[str, list[float]] = {}
+        self._profiler = _make_profiler(self._trt, times)
+        for slot in self._slots:
+            slot.context.profiler, slot.graph = self._profiler, None
+        return times
 
     def reset(self) -> None:
         self._stream.zero(int(self._states[self._next].handle), self._state.nbytes)
@@ -300,6 +322,17 @@ def _make_contexts(trt: Any, engine: Any, count: int) -> tuple[cuda.DeviceBuffer
         for context in filter(None, contexts):
             context.device_memory = int(scratch.handle)
     return scratch, contexts
+
+
+def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:
+    class Profiler(trt.IProfiler):
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.setdefault(layer_name, []).append(ms)
+
+    return Profiler()
 
 
 def _failure(path: pathlib.Path, what: str, logger: Any) -> SessionError:

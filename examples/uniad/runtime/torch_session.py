@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ class TorchSession:
             raise SessionError(f"{path}: damaged engine ({error}); build it again with builder.py") from error
         self._metadata, self._device = dict(metadata), torch.device(device)
         self._network = Network(torch_executor(device), dtype)
+        self.latency = 0.0
         self._done: collections.deque[dict[str, np.ndarray]] = collections.deque()
         self.reset()
 
@@ -50,11 +52,14 @@ class TorchSession:
         }
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        began = time.perf_counter()
         tensors = {name: self._tensor(array) for name, array in inputs.items()}
         with torch.inference_mode(), net_guard(self._network):
             outputs, state = self._module(tensors, self._state)
         self._state = state
-        return {name: tensor.handle.cpu().numpy() for name, tensor in outputs.items()}
+        arrays = {name: tensor.handle.cpu().numpy() for name, tensor in outputs.items()}
+        self.latency = time.perf_counter() - began
+        return arrays
 
     def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._done.append(self.infer(inputs))
@@ -78,6 +83,9 @@ class TorchSession:
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         self.reset()
         self._state["max_obj_id"] = self._tensor(np.array(state["max_obj_id"], np.int32))
+
+    def start_profile(self) -> dict[str, list[float]]:
+        raise SessionError("--profile times the layers of a TensorRT engine, and this one is for the torch executor")
 
     def carried_state(self) -> dict[str, np.ndarray]:
         return {name: tensor.handle.cpu().numpy() for name, tensor in self._state.items()}
