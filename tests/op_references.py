@@ -112,15 +112,13 @@ def camera_attention(t, value, reference, visible, offsets, logits, shapes):
     return out / count.clamp(min=1)[:, None]
 
 
-def rotate(t, image, matrix):
-    """Nearest rotation about the centre: output pixel -> input pixel by `matrix`, 0 outside."""
-    _, height, width = image.shape
-    out = t.zeros(image.shape)
-    for row in range(height):
-        for column in range(width):
-            centred = t.tensor([column - (width - 1) / 2, row - (height - 1) / 2, 1.0])
-            x, y = (matrix @ centred).tolist()
-            x, y = round(x + (width - 1) / 2), round(y + (height - 1) / 2)
-            if 0 <= x < width and 0 <= y < height:
-                out[:, row, column] = image[:, y, x]
+def rotate(t, rows, matrix, height, width):
+    """Nearest rotation about the centre: output pixel -> input pixel by `matrix`, 0 outside; rows are cells."""
+    out = t.zeros(rows.shape)
+    for cell in range(height * width):
+        centred = t.tensor([cell % width - (width - 1) / 2, cell // width - (height - 1) / 2, 1.0])
+        x, y = (matrix @ centred).tolist()
+        x, y = round(x + (width - 1) / 2), round(y + (height - 1) / 2)
+        if 0 <= x < width and 0 <= y < height:
+            out[cell] = rows[y * width + x]
     return out

@@ -78,17 +78,21 @@ def test_positions_of_the_tiny_model():
         assert np.array_equal(value(bev_pos()), tiny_frame(0)["bev.bev_pos"][0].reshape(128, 1600).T)
 
 
+def cells(image: np.ndarray) -> np.ndarray:
+    """(C,H,W) -> (HW,C)."""
+    return image.reshape(len(image), -1).T
+
+
 def test_rotation_op():
     """[T] Nearest sampling forgives nothing, so it is compared exactly."""
     arrays = golden("ops", "bev_rotate.npz")
     for name in [key for key in arrays if key.startswith("angle")]:
         size = int(name[5:].split("_")[0])
         config = tiny_config().replace(bev_h=size, bev_w=size, rotate_center=(size // 2, size // 2))
-        image, expected = arrays[f"x{size}"], arrays[name.replace("angle", "out")]
+        image, expected = (cells(arrays[key]) for key in (f"x{size}", name.replace("angle", "out")))
         with torch_network():
-            matrix = rotation_matrix(float(arrays[name]), config)
-            rotated = value(V.rotate_nearest(const(image), const(matrix)))
-            back = value(V.rotate_nearest(const(image), const(rotation_matrix(-float(arrays[name]), config))))
+            matrix, back = (const(rotation_matrix(sign * float(arrays[name]), config)) for sign in (1, -1))
+            rotated, back = (value(V.rotate_nearest(const(image), m, (size, size))) for m in (matrix, back))
         assert np.array_equal(rotated, expected), name
         if abs(math.sin(math.radians(arrays[name]))) > 0.01:
             assert_differs(back, expected, 0.1, f"{name}, the other way round")

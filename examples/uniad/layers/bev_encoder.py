@@ -268,13 +268,6 @@ class PerceptionTransformer(Module):
         self.can_bus_mlp = CanBusMLP(config.embed_dims)
         self.config = config
 
-    def _rotate(self, prev_bev: Tensor, rotation: Tensor) -> Tensor:
-        """The last BEV map (B,D) turned into this frame's heading, by nearest sampling, 0 outside."""
-        h, w, dims = self.config.bev_h, self.config.bev_w, self.config.embed_dims
-        planes = F.permute(F.view(prev_bev, (h, w, dims)), (2, 0, 1))  # (D,H,W)
-        planes = V.rotate_nearest(planes, rotation)
-        return F.view(F.permute(planes, (1, 2, 0)), (h * w, dims))  # (B,D)
-
     def _flatten(self, mlvl_feats: Sequence[Tensor]) -> Tensor:
         """Levels (6,D,h,w), with camera and level embeddings added, one after another as (6,S,D)."""
         cams = F.unsqueeze(self.cams_embeds.value, 1)  # (6,1,D)
@@ -305,7 +298,7 @@ class PerceptionTransformer(Module):
                 the same names (docs/design.md).
             prev_bev: (B,D), the last frame's result; ignored where has_prev is 0.
         """
-        rotated = self._rotate(prev_bev, rotation)
+        rotated = V.rotate_nearest(prev_bev, rotation, (self.config.bev_h, self.config.bev_w))
         tap("bev.prev_bev_rotated", rotated)
         query = bev_queries + F.cast(self.can_bus_mlp(can_bus), bev_queries.dtype)  # (B,D)
         tap("bev.query_plus_canbus", query)
