@@ -36,7 +36,8 @@ void deform_conv_half(const UniadDeformConv& a) {
         for (int i = 0; i < kTaps; ++i) {
             const Tap tap = locate_tap(a, offset_mask, place / a.out_width, place % a.out_width, i);
             const unsigned below = tap.down * a.width;
-            const unsigned cells[4] = {tap.first, tap.first + tap.right, tap.first + below, tap.first + below + tap.right};
+            const unsigned cells[4] = {tap.first, tap.first + tap.right, tap.first + below,
+                                       tap.first + below + tap.right};
             for (int c = 0; c < a.channels; ++c) {
                 half_t mixed = 0;
                 for (int corner = 0; corner < 4; ++corner) {

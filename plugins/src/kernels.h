@@ -26,10 +26,10 @@ enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
 /* Multi-scale deformable attention (Zhu et al. 2021). The softmax runs over levels * points.
  *
  * Plain: value (B,S,M,C), reference (B,Qs,L,2|4), offsets (B,Qs,M,L,P,2), logits (B,Qs,M,L*P) -> out (B,Q,M*C), Qs = Q.
- * flat_buffer: L configured levels on one map; query q, head m takes entries [(q*M+m)*P, +P) of the flat buffers, so that
- *     Qs = ceil(Q/L) source queries are enough (mmcv ms_deform_attn_cuda_kernel.cuh with 4 levels on 1).
- * mean: B maps with points of their own, averaged (BEVFormer's temporal self-attention): reference (Qs,L,2|4) for all,
- *     offsets (Qs,M,B,L,P,2), logits (Qs,M,B,L*P) -> out (Q,M*C).
+ * flat_buffer: L configured levels on one map; query q, head m takes entries [(q*M+m)*P, +P) of the flat buffers, so
+ * that Qs = ceil(Q/L) source queries are enough (mmcv ms_deform_attn_cuda_kernel.cuh with 4 levels on 1). mean: B maps
+ * with points of their own, averaged (BEVFormer's temporal self-attention): reference (Qs,L,2|4) for all, offsets
+ * (Qs,M,B,L,P,2), logits (Qs,M,B,L*P) -> out (Q,M*C).
  */
 typedef struct UniadDeformableAttention {
     const void* value;
@@ -37,12 +37,12 @@ typedef struct UniadDeformableAttention {
     const void* offsets;
     const void* logits;
     void* out;
-    int batch, cells, heads, channels;   /* B, S, M, C */
-    int queries, source_queries;         /* Q, Qs */
-    int levels, points, reference_size;  /* L, P, 2 or 4 */
-    int maps;                            /* maps there are: L, or 1 with flat_buffer */
+    int batch, cells, heads, channels;  /* B, S, M, C */
+    int queries, source_queries;        /* Q, Qs */
+    int levels, points, reference_size; /* L, P, 2 or 4 */
+    int maps;                           /* maps there are: L, or 1 with flat_buffer */
     int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
-    int grid_width;                      /* > 0: the queries are a grid of so many columns (speed only) */
+    int grid_width; /* > 0: the queries are a grid of so many columns (speed only) */
     int flat_buffer, mean;
 } UniadDeformableAttention;
 
@@ -67,8 +67,8 @@ typedef struct UniadCameraAttention {
  * offset_mask holds 27 channels, the raw output of conv_offset: 18 offsets (dy, dx per tap, pixels), 9 mask logits; its
  * element (n, c, y, x) lies at n * offset_image + c * offset_channel + (y * out_width + x) * offset_pixel.
  * float32: input (N,C,H,W), weight (9,C,O), out (N,O,H',W'), O a multiple of 8.
- * float16: input (N,H,W,C), weight packed (see kernel_calls.pack_deform_weight), out (N,H',W',O), C a multiple of 32 and
- *     O of 64. */
+ * float16: input (N,H,W,C), weight packed (see kernel_calls.pack_deform_weight), out (N,H',W',O), C a multiple of 32
+ * and O of 64. */
 typedef struct UniadDeformConv {
     const void* input;
     const void* offset_mask;
@@ -83,7 +83,8 @@ typedef struct UniadDeformConv {
 
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
-UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant, void* stream);
+UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
+                                         void* stream);
 UNIAD_API int uniad_camera_attention(const UniadCameraAttention* arguments, int type, int variant, void* stream);
 
 UNIAD_API int uniad_deform_conv(const UniadDeformConv* arguments, int type, int variant, void* stream);

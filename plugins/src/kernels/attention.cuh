@@ -32,7 +32,8 @@ struct Tile {
         int query, head, lane;
     };
     /// False for threads beyond the edge of the queries.
-    UNIAD_HD static bool place(int block_x, int block_y, int thread, int queries, int grid_width, int heads, Place& place) {
+    UNIAD_HD static bool place(int block_x, int block_y, int thread, int queries, int grid_width, int heads,
+                               Place& place) {
         const int groups = heads / Heads, tile = block_x / groups;
         const int in_tile = thread / (Lanes * Heads);
         place.lane = thread % Lanes;
@@ -101,8 +102,8 @@ struct Channel {
     /// A group of points at once, so that their loads are under way together. SkipOutside: points that touch no cell
     /// cost no load.
     template <int Points, bool SkipOutside>
-    UNIAD_HD void add_points(const T* map, unsigned cell_stride, const Split* x, const Split* y, const float* share, int height,
-                             int width) {
+    UNIAD_HD void add_points(const T* map, unsigned cell_stride, const Split* x, const Split* y, const float* share,
+                             int height, int width) {
         Corners corners[Points];
         if constexpr (SkipOutside) {
 #pragma unroll
@@ -182,8 +183,8 @@ struct Sizes {
 
 /// One thread of deformable attention; see UniadDeformableAttention.
 template <typename T, int Channels, typename TileOf, typename SizesOf, bool HalfBlend>
-UNIAD_HD void deformable_attention_thread(
-    const UniadDeformableAttention& a, int block_x, int block_y, int block_z, int thread) {
+UNIAD_HD void deformable_attention_thread(const UniadDeformableAttention& a, int block_x, int block_y, int block_z,
+                                          int thread) {
     constexpr int kGroup = SizesOf::kGroup;
     using Sum = Channel<T, Channels, TileOf::kLanes, HalfBlend>;
     typename TileOf::Place at;
@@ -213,14 +214,16 @@ UNIAD_HD void deformable_attention_thread(
         }
         const int reference_row = (a.mean ? 0 : map * a.source_queries) + reference;
         const T* logits = static_cast<const T*>(a.logits) + static_cast<int64_t>(softmax) * weights;
-        const T* offsets = static_cast<const T*>(a.offsets) + (static_cast<int64_t>(softmax) * weights + first * points) * 2;
+        const T* offsets =
+            static_cast<const T*>(a.offsets) + (static_cast<int64_t>(softmax) * weights + first * points) * 2;
         const Softmax scale = softmax_over<T, kGroup>(logits, weights);
         logits += first * points;
         const T* cells = static_cast<const T*>(a.value) + static_cast<int64_t>(map) * a.cells * cell_stride + channel;
 #pragma unroll
         for (int level = 0; level < walked; ++level) {
             const int height = a.height[level], width = a.width[level];
-            const float* from = a.reference + (static_cast<int64_t>(reference_row) * a.levels + first + level) * a.reference_size;
+            const float* from =
+                a.reference + (static_cast<int64_t>(reference_row) * a.levels + first + level) * a.reference_size;
             const auto centre = load<float, 2>(from);
             const Split x = split_position(centre.at[0], static_cast<float>(width));
             const Split y = split_position(centre.at[1], static_cast<float>(height));
@@ -299,7 +302,8 @@ UNIAD_HD void camera_attention_thread(const UniadCameraAttention& a, int block_x
             continue;
         }
         const float* reference = a.reference + (static_cast<int64_t>(camera) * a.queries + at.query) * anchors * 2;
-        const T* cells = static_cast<const T*>(a.value) + static_cast<int64_t>(camera) * a.cells * cell_stride + channel;
+        const T* cells =
+            static_cast<const T*>(a.value) + static_cast<int64_t>(camera) * a.cells * cell_stride + channel;
         for (int level = 0; level < levels; ++level) {
             const int height = a.height[level], width = a.width[level];
             for (int point = 0; point < points; point += kGroup) {
@@ -349,21 +353,26 @@ int launch(const UniadDeformableAttention& a, const Run& run) {
     const auto grid = TileOf::grid(a.queries, a.grid_width, a.heads);
     const int depth = a.mean ? 1 : a.batch;
     if (a.points == 4 && a.levels == 1) {
-        return run.template run<DeformableAttentionWork<T, Channels, TileOf, Sizes<1, 4, 4>, HalfBlend>>(a, grid.x, grid.y, depth);
+        return run.template run<DeformableAttentionWork<T, Channels, TileOf, Sizes<1, 4, 4>, HalfBlend>>(a, grid.x,
+                                                                                                         grid.y, depth);
     }
     if (a.points == 4 && a.levels == 4 && a.flat_buffer) {
-        return run.template run<DeformableAttentionWork<T, Channels, TileOf, Sizes<1, 4, 16>, HalfBlend>>(a, grid.x, grid.y, depth);
+        return run.template run<DeformableAttentionWork<T, Channels, TileOf, Sizes<1, 4, 16>, HalfBlend>>(
+            a, grid.x, grid.y, depth);
     }
-    return run.template run<DeformableAttentionWork<T, Channels, TileOf, Sizes<0, 0, 0>, HalfBlend>>(a, grid.x, grid.y, depth);
+    return run.template run<DeformableAttentionWork<T, Channels, TileOf, Sizes<0, 0, 0>, HalfBlend>>(a, grid.x, grid.y,
+                                                                                                     depth);
 }
 
 template <typename T, int Channels, typename TileOf, bool HalfBlend = false, typename Run>
 int launch(const UniadCameraAttention& a, const Run& run) {
     const auto grid = TileOf::grid(a.queries, a.grid_width, a.heads);
     if (a.anchors == 4 && a.points == 8) {
-        return run.template run<CameraAttentionWork<T, Channels, TileOf, Sizes<0, 8, 0>, 4, HalfBlend>>(a, grid.x, grid.y, 1);
+        return run.template run<CameraAttentionWork<T, Channels, TileOf, Sizes<0, 8, 0>, 4, HalfBlend>>(a, grid.x,
+                                                                                                        grid.y, 1);
     }
-    return run.template run<CameraAttentionWork<T, Channels, TileOf, Sizes<0, 0, 0>, 0, HalfBlend>>(a, grid.x, grid.y, 1);
+    return run.template run<CameraAttentionWork<T, Channels, TileOf, Sizes<0, 0, 0>, 0, HalfBlend>>(a, grid.x, grid.y,
+                                                                                                    1);
 }
 
 constexpr int kUnsupported = 1;  // cudaErrorInvalidValue

@@ -1,7 +1,8 @@
-// Modulated deformable convolution on the GPU. float16: an implicit matrix product on the tensor cores. A block owns a tile
-// of output pixels and channels; it samples 32 channels of one tap for its pixels into shared memory (the left operand),
-// while the weights of the step come by asynchronous copies, and multiplies the step before. No column buffer exists.
-// The loop runs over taps inside a group of 32 channels: the cells of neighbouring taps are then still in the L1 cache.
+// Modulated deformable convolution on the GPU. float16: an implicit matrix product on the tensor cores. A block owns a
+// tile of output pixels and channels; it samples 32 channels of one tap for its pixels into shared memory (the left
+// operand), while the weights of the step come by asynchronous copies, and multiplies the step before. No column buffer
+// exists. The loop runs over taps inside a group of 32 channels: the cells of neighbouring taps are then still in the
+// L1 cache.
 #include "deform_conv.cuh"
 
 #include <cuda_runtime.h>
@@ -50,14 +51,15 @@ template <int Pixels, int Outputs, int WarpRows, int WarpColumns>
 struct ConvTile {
     static constexpr int kPixels = Pixels, kOutputs = Outputs, kWarpColumns = WarpColumns;
     static constexpr int kThreads = 32 * WarpRows * WarpColumns;
-    static constexpr int kRows = Pixels / WarpRows / 16;         // 16-row tiles of a warp
-    static constexpr int kColumns = Outputs / WarpColumns / 32;  // groups of 32 columns of a warp
+    static constexpr int kRows = Pixels / WarpRows / 16;                     // 16-row tiles of a warp
+    static constexpr int kColumns = Outputs / WarpColumns / 32;              // groups of 32 columns of a warp
     static constexpr int kVectors = (Pixels * 4 + kThreads - 1) / kThreads;  // 16-byte vectors sampled by a thread
     static constexpr int kLeft = Pixels * kStepChannels * 2, kRight = Outputs * kStepChannels * 2;  // bytes of a stage
     static constexpr int kLeftStages = 2, kRightStages = 3;
     static constexpr int kTapBytes = Pixels * kTaps * 20;
     static constexpr int kShared = kTapBytes + kLeftStages * kLeft + kRightStages * kRight;
-    static_assert(Pixels % (16 * WarpRows) == 0 && Outputs % (32 * WarpColumns) == 0, "warps must share the tile evenly");
+    static_assert(Pixels % (16 * WarpRows) == 0 && Outputs % (32 * WarpColumns) == 0,
+                  "warps must share the tile evenly");
     static_assert(Outputs * 4 % kThreads == 0, "threads must share the weights evenly");
 };
 
@@ -120,7 +122,8 @@ __global__ __launch_bounds__(Tile::kThreads) void deform_conv_kernel(const __gri
             if (Tile::kPixels * 4 % Tile::kThreads == 0 || vector < Tile::kPixels * 4) {
                 const unsigned cell = tap_cells[vector / 4 * kTaps + tap];
                 const half_t* from = static_cast<const half_t*>(a.input) +
-                                     static_cast<int64_t>(cell >> 2) * a.channels + group * kStepChannels + vector % 4 * 8;
+                                     static_cast<int64_t>(cell >> 2) * a.channels + group * kStepChannels +
+                                     vector % 4 * 8;
                 const int to_right = (cell & 1) != 0 ? a.channels : 0;
                 const int down = (cell & 2) != 0 ? a.channels * a.width : 0;
                 cells[i][0] = load_cell(from);
@@ -137,17 +140,21 @@ __global__ __launch_bounds__(Tile::kThreads) void deform_conv_kernel(const __gri
             const int vector = thread + i * Tile::kThreads;
             if (Tile::kPixels * 4 % Tile::kThreads == 0 || vector < Tile::kPixels * 4) {
                 const uint4 weights = tap_weights[vector / 4 * kTaps + step % kTaps];
-                const __half2 by[4] = {as_half2(weights.x), as_half2(weights.y), as_half2(weights.z), as_half2(weights.w)};
+                const __half2 by[4] = {as_half2(weights.x), as_half2(weights.y), as_half2(weights.z),
+                                       as_half2(weights.w)};
                 unsigned mixed[4];
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    const auto at = [&](int corner) { return as_half2(reinterpret_cast<const unsigned*>(&cells[i][corner])[j]); };
+                    const auto at = [&](int corner) {
+                        return as_half2(reinterpret_cast<const unsigned*>(&cells[i][corner])[j]);
+                    };
                     __half2 sum = __hmul2(by[0], at(0));
                     sum = __hfma2(by[1], at(1), sum);
                     sum = __hfma2(by[2], at(2), sum);
                     mixed[j] = as_bits(__hfma2(by[3], at(3), sum));
                 }
-                *reinterpret_cast<uint4*>(to + swizzled(vector / 4, vector % 4)) = {mixed[0], mixed[1], mixed[2], mixed[3]};
+                *reinterpret_cast<uint4*>(to + swizzled(vector / 4, vector % 4)) = {mixed[0], mixed[1], mixed[2],
+                                                                                    mixed[3]};
             }
         }
     };
@@ -188,7 +195,8 @@ __global__ __launch_bounds__(Tile::kThreads) void deform_conv_kernel(const __gri
 #pragma unroll
             for (int j = 0; j < Tile::kColumns * 2; ++j) {
                 unsigned b_matrices[4];
-                load_matrices(b_matrices, right_tile + swizzled(warp_column + j * 16 + right_row, 2 * k + right_vector));
+                load_matrices(b_matrices,
+                              right_tile + swizzled(warp_column + j * 16 + right_row, 2 * k + right_vector));
 #pragma unroll
                 for (int i = 0; i < Tile::kRows; ++i) {
                     multiply(sum[i][2 * j], a_matrices[i], b_matrices[0], b_matrices[1]);

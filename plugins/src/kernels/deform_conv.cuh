@@ -1,5 +1,5 @@
-// Modulated deformable convolution: where a tap samples, and the float32 kernel. The float16 kernel, which multiplies on
-// the tensor cores, is in deform_conv.cu.
+// Modulated deformable convolution: where a tap samples, and the float32 kernel. The float16 kernel, which multiplies
+// on the tensor cores, is in deform_conv.cu.
 #pragma once
 
 #include "../kernels.h"
@@ -12,14 +12,12 @@ constexpr int kOutputsPerThread = 8;  // of the float32 kernel
 
 /// Where one tap of one output pixel samples: four cells and weights, the mask multiplied in.
 struct Tap {
-    unsigned first;       // index of the upper left cell in its image
+    unsigned first;        // index of the upper left cell in its image
     unsigned right, down;  // 0 or 1: the step to the other cells (0 at an edge, where their weight is 0)
-    float weight[4];      // upper left, upper right, lower left, lower right
+    float weight[4];       // upper left, upper right, lower left, lower right
 };
 
-UNIAD_HD float sigmoid(float x) {
-    return 1.0f / (1.0f + shifted_exp(-x, 0.0f));
-}
+UNIAD_HD float sigmoid(float x) { return 1.0f / (1.0f + shifted_exp(-x, 0.0f)); }
 
 /// `offset_mask` points at the output pixel's channel 0.
 template <typename T>
@@ -56,7 +54,8 @@ UNIAD_HD void deform_conv_thread(const UniadDeformConv& a, int block_x, int bloc
     float sum[kOutputsPerThread] = {};
     for (int tap = 0; tap < kTaps; ++tap) {
         const Tap at = locate_tap(a, offset_mask, place / a.out_width, place % a.out_width, tap);
-        const float* from = static_cast<const float*>(a.input) + static_cast<int64_t>(image) * a.channels * cells + at.first;
+        const float* from =
+            static_cast<const float*>(a.input) + static_cast<int64_t>(image) * a.channels * cells + at.first;
         const unsigned right = at.right, below = at.down * a.width;
         for (int channel = 0; channel < a.channels; ++channel, from += cells, weight += a.out_channels) {
             const float sample = at.weight[0] * from[0] + at.weight[1] * from[right] + at.weight[2] * from[below] +
@@ -75,9 +74,9 @@ UNIAD_HD void deform_conv_thread(const UniadDeformConv& a, int block_x, int bloc
     }
 }
 
-// The packed float16 weight: (C/32, 9, O, 32), each step of the kernel's loop in one piece. Inside each group of 32 output
-// channels the rows are permuted, so that the channels which one thread of an mma holds in four neighbouring 8-column
-// tiles follow each other: row 8 j + 2 t + e holds channel 8 t + 2 j + e (j, t < 4, e < 2).
+// The packed float16 weight: (C/32, 9, O, 32), each step of the kernel's loop in one piece. Inside each group of 32
+// output channels the rows are permuted, so that the channels which one thread of an mma holds in four neighbouring
+// 8-column tiles follow each other: row 8 j + 2 t + e holds channel 8 t + 2 j + e (j, t < 4, e < 2).
 constexpr int kStepChannels = 32;
 
 /// The channel that a packed row holds.

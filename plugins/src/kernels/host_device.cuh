@@ -54,8 +54,8 @@ UNIAD_HD int float_bits(float x) {
 /// base[index * stride] by one 32 x 32 + 64 bit multiplication.
 template <typename T>
 UNIAD_HD const T* element(const T* base, unsigned index, unsigned stride) {
-    return reinterpret_cast<const T*>(
-        reinterpret_cast<const char*>(base) + static_cast<uint64_t>(index) * (stride * static_cast<unsigned>(sizeof(T))));
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) +
+                                      static_cast<uint64_t>(index) * (stride * static_cast<unsigned>(sizeof(T))));
 }
 
 /// kCount consecutive elements, read with the widest load their size allows (16 bytes at most).

@@ -30,8 +30,8 @@ UNIAD_HD Split split_position(float fraction, float cells) {
     return {near.whole, near.rest + fmaf(fraction, cells, -product)};
 }
 
-/// Moves a position by `offset` cells, from cell edges to cell centres: `whole` is then the cell whose centre lies at or
-/// before the position, and `rest` the fraction of the way to the next.
+/// Moves a position by `offset` cells, from cell edges to cell centres: `whole` is then the cell whose centre lies at
+/// or before the position, and `rest` the fraction of the way to the next.
 UNIAD_HD Split move_position(const Split& start, float offset) {
     const Split moved = split(start.rest + (offset - 0.5f));
     return {start.whole + moved.whole, moved.rest};
