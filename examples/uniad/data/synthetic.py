@@ -33,7 +33,7 @@ from data.synthetic_models import agent_model, town_models
 from data.synthetic_render import Camera, Renderer, make_mesh
 from data.synthetic_scenes import KINDS, SCENES, Agent, Scene, populate
 from data.synthetic_schema import LIDAR, calibrations, fixed_tables
-from data.synthetic_town import LOCATIONS, Town, make_town, quaternion, token
+from data.synthetic_town import Town, make_town, quaternion, token
 from data.synthetic_traffic import Motion, simulate
 from errors import UniADError, one_line_errors
 from files import new_folder
@@ -264,8 +264,6 @@ def write_nuscenes(
     with new_folder(folder, lambda path: (path / MARKER).is_file(), "a generated nuScenes root") as work:
         for part in (VERSION, "can_bus", *(f"samples/{channel}" for channel in (*CAMERAS, LIDAR))):
             (work / part).mkdir(parents=True)
-        for location in LOCATIONS:
-            write_map(work, make_town(location, seed))
         tables: Tables = defaultdict(list, fixed_tables())
         jobs = [(work, scene, frames, size, seed) for scene in scenes]
         with tqdm(total=len(jobs), desc="generate", unit="scene", disable=None) as bar:
@@ -274,6 +272,7 @@ def write_nuscenes(
                     tables[name] += part_rows
                 bar.update()
         for location, mask in MASKS.items():
+            write_map(work, make_town(location, seed))
             logs = [log["token"] for log in tables["log"] if log["location"] == location]
             row = {"token": mask, "category": "semantic_prior", "filename": f"maps/{mask}.png", "log_tokens": logs}
             tables["map"].append(row)

@@ -271,5 +271,5 @@ def write_map(root: pathlib.Path, town: Town) -> None:
     """Write a town's expansion file and mask below `maps` of a root."""
     (root / "maps" / "expansion").mkdir(parents=True, exist_ok=True)
     (root / "maps" / "expansion" / f"{town.location}.json").write_text(json.dumps(map_expansion(town)))
-    _, png = cv2.imencode(".png", prior_mask(town), [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_BILEVEL, 1])
+    _, png = cv2.imencode(".png", prior_mask(town), [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE])
     (root / "maps" / f"{MASKS[town.location]}.png").write_bytes(png.tobytes())

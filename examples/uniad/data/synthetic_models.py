@@ -65,15 +65,10 @@ def _sides(low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
 
 def _panel(face: Quad, u: tuple[float, float], v: tuple[float, float], colour: Colour, taper: float = 0.0) -> Quad:
     """A piece of a face: u from its left to its right, v from its bottom to its top, as fractions."""
-    a, b, c, d = face[0]
-
-    def at(s: float, t: float) -> np.ndarray:
-        return (1 - t) * ((1 - s) * a + s * b) + t * ((1 - s) * d + s * c)
-
-    return (
-        np.array([at(u[0] + taper, v[0]), at(u[1] - taper, v[0]), at(u[1], v[1]), at(u[0], v[1])]),
-        colour,
-    )
+    s = np.array([u[0] + taper, u[1] - taper, u[1], u[0]])
+    t = np.array([v[0], v[0], v[1], v[1]])
+    weights = np.stack([(1 - t) * (1 - s), (1 - t) * s, t * s, t * (1 - s)], 1)  # (4,4) of the face's corners
+    return weights @ face[0], colour
 
 
 def _scaled(colour: Colour, factor: float) -> Colour:

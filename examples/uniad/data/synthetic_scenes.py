@@ -40,13 +40,13 @@ class Scene(NamedTuple):
 
 
 SCENES = (
-    Scene("scene-0061", "mini_train", "singapore-onenorth", "day", 0, 1, 52.0, "LR", 0, "Turn left, construction"),
-    Scene("scene-0103", "mini_val", "boston-seaport", "day", 0, 1, 35.0, "LRL", 0, "Turn left, many pedestrians"),
+    Scene("scene-0061", "mini_train", "singapore-onenorth", "day", 0, 1, 50.0, "LR", 0, "Turn left, construction"),
+    Scene("scene-0103", "mini_val", "boston-seaport", "day", 1, 1, 25.0, "LRL", 0, "Turn left, many pedestrians"),
     Scene("scene-0553", "mini_train", "boston-seaport", "overcast", 1, 0, 45.0, "RS", 1, "Turn right, bus"),
     Scene("scene-0655", "mini_train", "boston-seaport", "day", 0, 2, 70.0, "SL", 0, "Straight on, parked cars"),
     Scene("scene-0757", "mini_train", "boston-seaport", "overcast", 3, 1, 60.0, "RL", 1, "Follow a car, turn right"),
     Scene("scene-0796", "mini_train", "singapore-queenstown", "day", 1, 1, 75.0, "SS", 1, "Straight on, truck"),
-    Scene("scene-0916", "mini_val", "singapore-queenstown", "overcast", 2, 1, 35.0, "RLS", 0, "Turn right, crossing"),
+    Scene("scene-0916", "mini_val", "singapore-queenstown", "overcast", 0, 1, 25.0, "RLS", 0, "Turn right, crossing"),
     Scene("scene-1077", "mini_train", "singapore-hollandvillage", "dusk", 0, 0, 50.0, "SR", 1, "Dusk, straight on"),
     Scene("scene-1094", "mini_train", "singapore-hollandvillage", "dusk", 3, 2, 36.0, "RL", 0, "Dusk, turn right"),
     Scene("scene-1100", "mini_train", "singapore-hollandvillage", "dusk", 2, 2, 40.0, "LS", 1, "Dusk, turn left"),
@@ -213,6 +213,7 @@ def _add_parked(crowd: _Crowd, ego_path: Path) -> None:
     """Cars, a few trucks, a trailer and motorcycles on the parking strips; bicycles on the sidewalk."""
     town, rng = crowd.town, crowd.rng
     offset = LANES * LANE + PARKING / 2
+    first = ["trailer", "car", "truck"]  # there is one of each in every scene
     for direction, street, start, end in town.parking():
         for along in np.arange(start + 4.0, end - 4.0, 8.2):
             chance, roll, shift, look = rng.uniform(0, 1, 4)
@@ -221,6 +222,8 @@ def _add_parked(crowd: _Crowd, ego_path: Path) -> None:
             if chance > 0.32 or not _near(ego_path, place, 45.0) or np.linalg.norm(place - site_place) < site_half + 5:
                 continue
             kind = "car" if roll < 0.82 else "truck" if roll < 0.88 else "trailer" if roll < 0.92 else "motorcycle"
+            if first and _near(ego_path, place, 20.0):
+                kind = first.pop(0)
             agent = crowd.stand(
                 kind, direction, street, float(along + 0.5 * shift), offset, rider=False, look=int(1000 * look)
             )

@@ -8,6 +8,7 @@ the town's traffic drives.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -128,7 +129,7 @@ class Town:
     def high(self) -> np.ndarray:
         return np.array([self.streets[1][-1] + STUB, self.streets[0][-1] + STUB])
 
-    @property
+    @functools.cached_property
     def _turned(self) -> np.ndarray:
         """Corners (4,2) of the rectangle, turned but not yet shifted."""
         (x0, y0), (x1, y1) = self.low, self.high
@@ -136,7 +137,7 @@ class Town:
         c, s = np.cos(self.yaw), np.sin(self.yaw)
         return corners @ np.array([[c, s], [-s, c]])
 
-    @property
+    @functools.cached_property
     def origin(self) -> np.ndarray:
         """Global place (2) of the town frame's origin."""
         return np.round(MARGIN - self._turned.min(0), 3)

@@ -19,7 +19,7 @@ LEAD_IN = 1.0  # seconds that are simulated before the first keyframe
 _ACCELERATION, _BRAKING, _HARDEST = 1.8, 2.2, 6.0  # m/s^2: speeding up, planned braking, the most there is
 _SIDEWAYS = 2.2  # m/s^2 in bends
 _SIGHT = 30.0  # metres ahead that are looked at
-_RESERVED = 42.0  # metres before a crossing from which on it is reserved for the ego vehicle
+_PATIENCE = 30  # steps after which those who wait at a crossing go before those who could join
 _GAP = 1.5  # metres kept to what is ahead
 
 
@@ -57,23 +57,33 @@ class Motion:
 
 
 class _Crossing:
-    """Who may be on a crossing: vehicles straight on along one axis, one that turns, or pedestrians."""
+    """Who may be on a crossing: vehicles straight on along one axis, one that turns, or pedestrians.
+
+    Those who ask first enter first. Others of the same use join them for a while.
+    """
 
     def __init__(self) -> None:
         self.use: object = None
+        self.since = 0  # step in which this use began
         self.holders: set[int] = set()
-        self.reserved = False  # for the ego vehicle, which would starve behind a stream of others, and whom it follows
+        self.queue: list[int] = []
 
-    def enter(self, index: int, use: object, first: bool) -> bool:
+    def enter(self, index: int, use: object, first: bool, step: int) -> bool:
+        """Whether an agent may enter, now or already. `first`: it goes before those who wait."""
         if index in self.holders:
             return True
-        if self.reserved and not first:
+        if index not in self.queue:
+            self.queue.insert(0 if first else len(self.queue), index)
+        if self.holders:
+            if use is None or use != self.use or step - self.since > _PATIENCE:
+                return False
+        elif self.queue[0] != index:
             return False
-        if not self.holders or (use == self.use and use is not None):
-            self.use = use
-            self.holders.add(index)
-            return True
-        return False
+        else:
+            self.use, self.since = use, step
+        self.queue.remove(index)
+        self.holders.add(index)
+        return True
 
 
 @dataclasses.dataclass
@@ -145,7 +155,7 @@ class _Mover:
     rear: float
     bodies: list[tuple[float, np.ndarray]]  # arc length behind, discs
     visits: list[_Visit]
-    first: bool  # whether it goes before others where the ego vehicle does
+    first: bool  # whether it goes before others: the ego vehicle, and whom it follows
 
     def placed(self, s: float) -> np.ndarray:
         """Its discs (n,3) in the town."""
@@ -191,7 +201,7 @@ def simulate(town: Town, agents: list[Agent], seconds: float) -> Motion:
         s[0, n] = agents[n].start
         for visit in mover.visits:
             if visit.enter < s[0, n] + mover.front and s[0, n] - mover.rear < visit.leave:
-                crossings[visit.crossing].enter(n, visit.use, True)
+                crossings[visit.crossing].enter(n, visit.use, True, 0)
         v[0, n] = min(mover.speed, np.interp(s[0, n], mover.path.s, mover.limit))
     for k in range(steps - 1):
         bodies = {n: mover.placed(s[k, n]) for n, mover in movers.items()}
@@ -199,11 +209,7 @@ def simulate(town: Town, agents: list[Agent], seconds: float) -> Motion:
         owners = np.repeat([-1, *bodies], [len(fixed), *map(len, bodies.values())])
         for n, mover in movers.items():
             free = np.inf if mover.walks else _free_way(mover, s[k, n], discs[owners != n])
-            for visit in mover.visits if n == 0 else ():
-                distance = visit.enter - s[k, 0] - mover.front
-                there = distance < _RESERVED and s[k, 0] - mover.rear < visit.leave
-                crossings[visit.crossing].reserved = there
-            wanted = _wanted_speed(mover, n, s[k, n], free, crossings)
+            wanted = _wanted_speed(mover, n, s[k, n], free, crossings, k)
             v[k + 1, n] = np.clip(wanted, max(v[k, n] - _HARDEST * STEP, 0.0), v[k, n] + _ACCELERATION * STEP)
             s[k + 1, n] = s[k, n] + (v[k, n] + v[k + 1, n]) / 2 * STEP
     return Motion(agents, s, v)
@@ -223,7 +229,9 @@ def _stopping(distance: float) -> float:
     return float(np.sqrt(2 * _BRAKING * max(distance, 0.0)))
 
 
-def _wanted_speed(mover: _Mover, n: int, s: float, free: float, crossings: dict[tuple[int, int], _Crossing]) -> float:
+def _wanted_speed(
+    mover: _Mover, n: int, s: float, free: float, crossings: dict[tuple[int, int], _Crossing], step: int
+) -> float:
     wanted = min(mover.speed, float(np.interp(s, mover.path.s, mover.limit)), _stopping(free - _GAP))
     for visit in mover.visits:
         crossing = crossings[visit.crossing]
@@ -234,7 +242,7 @@ def _wanted_speed(mover: _Mover, n: int, s: float, free: float, crossings: dict[
         if distance > _SIGHT:
             break
         # Nobody takes a crossing while somebody else stands between.
-        if n not in crossing.holders and (free < distance + 1.0 or not crossing.enter(n, visit.use, mover.first)):
+        if n not in crossing.holders and (free < distance + 1.0 or not crossing.enter(n, visit.use, mover.first, step)):
             wanted = min(wanted, _stopping(distance - (0.1 if mover.walks else 0.6)))
         break
     return wanted
