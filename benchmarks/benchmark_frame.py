@@ -1,0 +1,253 @@
+"""The whole frame on this machine's GPU, TensorRT beside torch: one command, the same frames, one table.
+
+    python benchmarks/benchmark_frame.py [-o results.json] [--trt-python PATH] [-i C_MODEL]
+
+Rows: the TensorRT engine in each --dtypes; the torch executor in float32 without and with TF32, in float16
+channels-last, and the same compiled by torch.compile. TensorRT runs in a process of its own, under --trt-python where
+torch's Python has no TensorRT (numpy and cuda-bindings are enough there).
+
+"whole" is a frame alone, from decoded images to its record: host geometry, upload, engine, results, collision
+optimisation. "engine" is the device's part between events, for TensorRT with the copy of the results. "in flight" is
+the time per frame when the next one is submitted before the last is collected. Frames are the demo drive's, six in
+turn, in two scenes; weights are the recipe's unless a c-model is given. The torch rows get their constants and
+weights ready on the device, and the compiled row a traced graph without any Python of ours: no row is slowed by it.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "uniad"))
+
+from graph_io import TASKS  # noqa: E402
+
+from config import load_config  # noqa: E402
+from data.recipe import recipe_anchors, recipe_state  # noqa: E402
+from errors import UniADError, one_line_errors  # noqa: E402
+from runtime import cuda  # noqa: E402
+from runtime.frame import finish_frame, start_frame  # noqa: E402
+from runtime.profile import profile_of, table  # noqa: E402
+from runtime.self_check import check_frames  # noqa: E402
+from runtime.sequence import Sequence  # noqa: E402
+from weight import ANCHORS_KEY, COUNTER_SUFFIX, CModel, load_c_model  # noqa: E402
+
+DISTINCT = 6  # frames painted; the run goes through them in turn
+COLUMNS = ("whole p50", "p90", "p99", "engine p50", "p90", "p99", "in flight", "MB", "build s")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-i", "--in-dir", type=pathlib.Path, help="c-model (default: the recipe's weights)")
+    parser.add_argument("-o", "--out", type=pathlib.Path, metavar="FILE.json")
+    parser.add_argument("--model", default="base_e2e", help="configuration for the recipe's weights")
+    parser.add_argument("--frames", type=int, default=50, help="timed frames of each row (default: 50)")
+    parser.add_argument("--warm-up", type=int, default=6)
+    parser.add_argument("--dtypes", default="float16,float32", type=lambda text: text.split(","), help="of TensorRT")
+    parser.add_argument("--backend", default="tensorrt", choices=("tensorrt", "tensorrt-rtx"))
+    parser.add_argument("--trt-python", default=sys.executable, help="the Python that has TensorRT")
+    parser.add_argument("--plans", type=pathlib.Path, metavar="FOLDER", help="keep engines here, and take those there")
+    parser.add_argument("--builder-opt", type=int, choices=range(6))
+    parser.add_argument(
+        "--rows",
+        default="tensorrt,fp32,tf32,fp16,compile",
+        type=lambda text: text.split(","),
+        help="which rows to run (default: all: tensorrt,fp32,tf32,fp16,compile)",
+    )
+    parser.add_argument("--compile-mode", default="default", help="mode of torch.compile")
+    parser.add_argument("--profile", type=pathlib.Path, metavar="FOLDER", help="write TensorRT's layer times here")
+    parser.add_argument(
+        "--only-tensorrt", action="store_true", help=argparse.SUPPRESS
+    )  # the process under --trt-python
+    return parser.parse_args()
+
+
+def read_model(args: argparse.Namespace) -> CModel:
+    if args.in_dir is not None:
+        return load_c_model(args.in_dir)
+    config = load_config(args.model)
+    tensors = {key: array for key, array in recipe_state(config) if not key.endswith(COUNTER_SUFFIX)}
+    tensors[ANCHORS_KEY] = recipe_anchors(config)
+    return CModel(config, "v2.0", {"checkpoint": "recipe", "checkpoint_sha256": "recipe"}, tensors)
+
+
+def measure(session, frames, args: argparse.Namespace) -> dict:
+    """Times of a session, milliseconds: percentiles 50, 90 and 99 of the whole frame and of the engine."""
+    sequence = Sequence(session.config, session.convention)
+    whole, engine = [], []
+    for index in range(args.warm_up + args.frames):
+        began = time.perf_counter()
+        started = start_frame(frames[index % len(frames)], sequence, session)
+        finish_frame(started, session)
+        if index >= args.warm_up:
+            whole.append(1000 * (time.perf_counter() - began))
+            engine.append(session.engine_ms)
+    started, sequence = None, Sequence(session.config, session.convention)
+    began = time.perf_counter()
+    for index in range(args.frames):
+        following = start_frame(frames[index % len(frames)], sequence, session)
+        if started is not None:
+            finish_frame(started, session)
+        started = following
+    finish_frame(started, session)
+    in_flight = 1000 * (time.perf_counter() - began) / args.frames
+    percentiles = {
+        name: np.percentile(times, (50, 90, 99)).round(3).tolist()
+        for name, times in (("whole", whole), ("engine", engine))
+    }
+    return {**percentiles, "in_flight": round(in_flight, 3), "frames": args.frames}
+
+
+# --- TensorRT --------------------------------------------------------------------------------------------------------
+
+
+def tensorrt_rows(args: argparse.Namespace, c_model: CModel, frames) -> list[dict]:
+    from runtime.session import open_session
+    from runtime.tensorrt_plan import write_tensorrt_plan
+    from trtllm.tensorrt_builder import BuildOptions
+    from trtllm.tensorrt_flavours import load_flavour
+
+    flavour = load_flavour(args.backend)
+    rows = []
+    for dtype in args.dtypes:
+        path = args.plans / f"{c_model.config.name}_{args.backend}_{dtype}.plan"
+        if not path.exists():
+            options = BuildOptions(
+                dtype, optimization_level=args.builder_opt, compute_capabilities=[cuda.compute_capability()]
+            )
+            write_tensorrt_plan(c_model, c_model.config, flavour, options, path, TASKS, check=False)
+        session = open_session(path)
+        facts = session.describe()
+        row = {"row": f"{args.backend} {flavour.version} {dtype}", **measure(session, frames, args)}
+        row |= {"memory_mb": round(session.device_memory / 1e6), "build_seconds": facts["build_seconds"]}
+        row |= {"layers": facts["num_layers"], "plan_mb": round(path.stat().st_size / 1e6)}
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+        if args.profile is not None:
+            times, sequence = session.start_profile(), Sequence(session.config, session.convention)
+            for frame in frames:
+                session.infer(sequence.inputs(frame))
+            profile = profile_of(times)
+            args.profile.mkdir(parents=True, exist_ok=True)
+            (args.profile / f"profile_{dtype}.json").write_text(json.dumps(profile, indent=1))
+            print(f"{row['row']}, layer by layer:\n{table(profile)}", file=sys.stderr, flush=True)
+        del session
+    return rows
+
+
+def run_tensorrt(args: argparse.Namespace) -> list[dict]:
+    """The TensorRT rows, measured by another process."""
+    with tempfile.TemporaryDirectory() as work:
+        out, plans = pathlib.Path(work, "rows.json"), args.plans or pathlib.Path(work)
+        options = ["--only-tensorrt", "-o", str(out), "--plans", str(plans), "--dtypes", ",".join(args.dtypes)]
+        options += ["--model", args.model, "--frames", str(args.frames), "--warm-up", str(args.warm_up)]
+        options += ["--backend", args.backend]
+        for flag, value in (("-i", args.in_dir), ("--builder-opt", args.builder_opt), ("--profile", args.profile)):
+            options += [flag, str(value)] if value is not None else []
+        done = subprocess.run([args.trt_python, __file__, *options])
+        if done.returncode != 0:
+            return [{"row": f"{args.backend}", "failed": f"exit status {done.returncode}"}]
+        return json.loads(out.read_text())
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+
+def torch_rows(args: argparse.Namespace, c_model: CModel, frames) -> list[dict]:
+    import torch
+    from torch_frame import TorchFrame  # beside this file
+
+    variants = {
+        "fp32": ("torch eager float32", "float32", False, False),
+        "tf32": ("torch eager float32, TF32 on", "float32", True, False),
+        "fp16": ("torch eager float16 channels-last", "float16", True, False),
+        "compile": ("torch.compile float16 channels-last", "float16", True, True),
+    }
+    rows = []
+    for name, (title, dtype, tf32, compiled) in variants.items():
+        if name not in args.rows:
+            continue
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        try:
+            session = TorchFrame(c_model, dtype, args.compile_mode if compiled else None)
+            session.infer(Sequence(session.config, session.convention).inputs(frames[0]))
+            seconds = time.perf_counter() - began
+            row = {"row": title, **measure(session, frames, args), "build_seconds": round(seconds, 1)}
+            row["memory_mb"] = round(torch.cuda.max_memory_reserved() / 1e6)
+        except Exception as error:  # one row that fails must not cost the others
+            row = {"row": title, "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+        session = None
+    return rows
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def format_table(rows: list[dict]) -> str:
+    lines = [f"{'milliseconds':<42}" + "".join(f"{name:>11}" for name in COLUMNS)]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"{row['row']:<42} {row['failed']}")
+            continue
+        values = [*row["whole"], *row["engine"], row["in_flight"], row["memory_mb"], row["build_seconds"]]
+        lines.append(f"{row['row']:<42}" + "".join(f"{value:11.4g}" for value in values))
+    return "\n".join(lines)
+
+
+def describe(args: argparse.Namespace, c_model: CModel) -> dict:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    facts = {
+        "gpu": cuda.device_name(),
+        "compute_capability": cuda.compute_capability(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "config": dataclasses.asdict(c_model.config),
+        "weights": c_model.source["checkpoint"],
+    }
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        facts |= {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return facts
+
+
+def main() -> None:
+    args = parse_args()
+    if not cuda.device_count():
+        raise UniADError("no GPU here: this benchmark times engines on one")
+    rows: list[dict] = []
+    if "tensorrt" in args.rows and not args.only_tensorrt:
+        rows += run_tensorrt(args)  # before this process takes memory
+    c_model = read_model(args)
+    frames = list(check_frames(c_model.config, DISTINCT))
+    if args.only_tensorrt:
+        args.out.write_text(json.dumps(tensorrt_rows(args, c_model, frames)))
+        return
+    if set(args.rows) - {"tensorrt"}:
+        rows += torch_rows(args, c_model, frames)
+    facts = describe(args, c_model)
+    if args.out is not None:
+        args.out.write_text(json.dumps({**facts, "unit": "ms", "rows": rows}, indent=1))
+    print(f"{facts['gpu']}, {c_model.config.name}, {args.frames} frames, commit {facts['commit']}")
+    print(format_table(rows))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
