@@ -103,7 +103,8 @@ def point_collisions(way: np.ndarray, occupied: np.ndarray) -> np.ndarray:
     """(T) bool: points (T,2) in occupied cells (T,S,S); outside of the grid there are none."""
     lower, _, cell = GRID
     size = occupied.shape[-1]
-    # In float32 and cut towards zero, as the original: a point less than a cell outside falls into the first one.
+    # As the original: in float32, counted from the centre of the first cell and cut towards zero. A point in the
+    # lower half of a cell is looked up in the cell before.
     start = np.float32(lower + cell / 2)
     columns, rows = ((way.astype(np.float32) - start) / np.float32(cell)).astype(np.int64).T
     inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
