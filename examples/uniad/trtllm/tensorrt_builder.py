@@ -84,7 +84,7 @@ def build_engine(
         if outputs is None or name in outputs:
             executor.output(tensor, name)
     config = builder.create_builder_config()
-    flavour.configure(config, options.compute_capabilities)
+    flavour.configure(config, options.compute_capabilities, options.dtype)
     monitor = _configure(config, flavour, options)
     if options.timing_cache is not None:
         if flavour.rtx:

@@ -89,15 +89,19 @@ class Flavour:
         add = getattr(network, "add_normalization_v2", None) or network.add_normalization
         return add(x, scale, bias, axes)
 
-    def configure(self, config: Any, compute_capabilities: Sequence[str]) -> None:
+    def configure(self, config: Any, compute_capabilities: Sequence[str], dtype: str = "float16") -> None:
         """Set what every build has: no TF32, the types as constrained, the GPUs to build for.
+
+        Args:
+            dtype: the network's type. A float32 network of 8.6 has nothing to constrain: TensorRT chooses nothing else
+                where it isn't allowed to.
 
         Raises:
             UniADError: this flavour can't build for one of the compute capabilities.
         """
         flags = self.trt.BuilderFlag
         config.clear_flag(flags.TF32)  # rotations, cumulative sums and ids need all 24 bits
-        if not self.strongly_typed:
+        if not self.strongly_typed and dtype == "float16":
             config.set_flag(flags.FP16)
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
         if not self.rtx:
