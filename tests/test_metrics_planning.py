@@ -134,17 +134,18 @@ def test_headings():
 
 def test_overlap_is_that_of_polygons():
     rng = np.random.default_rng(0)
-    boxes = np.column_stack([rng.uniform(-4, 4, (300, 2)), rng.uniform(0.5, 4, (300, 2)), rng.uniform(-4, 4, 300)])
+    boxes = np.column_stack([rng.uniform(-4, 4, (100, 2)), rng.uniform(0.5, 4, (100, 2)), rng.uniform(-4, 4, 100)])
 
     def polygon(box):
         shape = shapely.box(-box[3] / 2, -box[2] / 2, box[3] / 2, box[2] / 2)
         shape = shapely.affinity.rotate(shape, box[4], origin=(0, 0), use_radians=True)
         return shapely.affinity.translate(shape, box[0], box[1])
 
-    for box in boxes[:20]:
-        expected = [polygon(box).intersects(polygon(other)) for other in boxes]
+    polygons = [polygon(box) for box in boxes]
+    for box, mine in zip(boxes[:20], polygons):
+        expected = [mine.intersects(other) for other in polygons]
         assert overlap(box, boxes).tolist() == expected
-        assert 20 < sum(expected) < 280
+        assert 1 < sum(expected) < 95
 
 
 def test_turned_vehicle():
