@@ -213,6 +213,11 @@ def test_choice_of_scenes(truth):
         GroundTruth(root, BASE, scenes=["mini_train"], maps=False, cache=truth.cache)
 
 
+def test_no_tables(tmp_path):
+    with pytest.raises(FrameError, match="no nuScenes tables here"):
+        GroundTruth(tmp_path, BASE)
+
+
 def test_missing_maps_in_one_message():
     with pytest.raises(
         FrameError, match=r"map expansion is missing \(boston-seaport.json, singapore-queenstown.json\)"
