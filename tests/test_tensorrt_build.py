@@ -19,18 +19,6 @@ from trtllm.tensorrt_builder import BuildOptions, build_engine
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour, load_flavour
 
-
-@pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    """TensorRT for RTX; where it is absent, the same rule as for the shared data (support.shared_path)."""
-    try:
-        return load_flavour("tensorrt-rtx")
-    except UniADError as error:
-        if os.environ.get("UNIAD_REQUIRE_SHARED") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-
-
 GROUPS = op_engines.all_groups(24)
 
 
