@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         help=f"compute capabilities that tensorrt-rtx builds for (default: this machine's GPU, else {A10}, an A10)",
     )
     trt.add_argument(
-        "--workspace", type=float, default=4.0, metavar="GIB", help="scratch memory per layer (default: 4)"
+        "--workspace", type=float, metavar="GIB", help="scratch memory of a layer (default: TensorRT's, all there is)"
     )
     trt.add_argument(
         "--builder-opt", type=int, choices=range(6), help="0 quick build ... 5 long search for fast kernels"
@@ -85,7 +85,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UniADError(f"--max-tracks {args.max_tracks}: use 1 to 1024")
     if unknown := sorted(set(args.outputs) - set(TASKS)):
         raise UniADError(f"--outputs: no task {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
-    if args.workspace <= 0:
+    if args.workspace is not None and args.workspace <= 0:
         raise UniADError(f"--workspace {args.workspace}: give more than 0 GiB")
 
 
@@ -140,7 +140,7 @@ def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) 
     with progress_display() as progress:
         options = BuildOptions(
             dtype=args.dtype,
-            workspace=int(args.workspace * 2**30),
+            workspace=int(args.workspace * 2**30) if args.workspace is not None else None,
             optimization_level=args.builder_opt,
             timing_cache=args.timing_cache,
             profiling_verbosity=args.profiling_verbosity,

@@ -24,7 +24,7 @@ class BuildOptions:
 
     Attributes:
         dtype: the network's type, "float32" or "float16".
-        workspace: bytes of scratch memory that one layer may use.
+        workspace: bytes of scratch memory that a layer may use, at most. A compiled region counts as one layer.
         optimization_level: 0 (fast build) to 5 (long search).
         timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
@@ -34,7 +34,7 @@ class BuildOptions:
     """
 
     dtype: str = "float32"
-    workspace: int = 4 << 30
+    workspace: int | None = None
     optimization_level: int | None = None
     timing_cache: pathlib.Path | None = None
     profiling_verbosity: str = "layer_names_only"
@@ -114,7 +114,8 @@ def _create_builder(flavour: Flavour) -> Any:
 def _configure(config: Any, flavour: Flavour, options: BuildOptions) -> Any:
     """Set the options; the progress monitor, which must live until the engine is built."""
     trt = flavour.trt
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper())
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
@@ -173,7 +174,7 @@ def _write_timing_cache(config: Any, path: pathlib.Path) -> None:
 def _build_failure(flavour: Flavour) -> str:
     text = " ".join(flavour.logger.errors).lower()
     if "out of memory" in text or "outofmemory" in text or "insufficient memory" in text:
-        return f"out of memory while building ({flavour.logger.last()}): lower --workspace or --max-tracks"
+        return f"out of memory while building ({flavour.logger.last()}): raise --workspace where it was given, or free memory"
     return f"{flavour.backend} {flavour.version} could not build the engine: {flavour.logger.last()}"
 
 
