@@ -1,10 +1,12 @@
 """builder.py and TensorRT plans: choices, refusals, the self-check (on a GPU in host memory), and real engines."""
 
 import csv
+import enum
 import json
 import resource
 import sys
 import time
+import types
 
 import builder
 import numpy as np
@@ -53,18 +55,22 @@ def test_refusals(options, message, monkeypatch, tmp_path):
 
 
 def test_default_backend(monkeypatch):
-    """TensorRT where it is installed and can run, before TensorRT for RTX; without a GPU torch."""
-    monkeypatch.setattr(cuda, "device_count", lambda: 1)
-    for installed, best in [
-        ({"tensorrt", "tensorrt_rtx"}, "tensorrt"),
-        ({"tensorrt_rtx"}, "tensorrt-rtx"),
-        ((), "torch"),
+    """TensorRT where it is installed and there is a GPU, before TensorRT for RTX where it knows the GPU; else torch."""
+    rtx = FakeTensorRT(version="1.7.1", name="tensorrt_rtx")
+    rtx.ComputeCapability = enum.Enum("ComputeCapability", ["SM80", "SM86"])
+    monkeypatch.setattr(builder, "load_flavour", lambda backend: types.SimpleNamespace(trt=rtx))
+    both, only_rtx = {"tensorrt", "tensorrt_rtx"}, {"tensorrt_rtx"}
+    for count, installed, capability, best in [
+        (1, both, "8.6", "tensorrt"),
+        (1, only_rtx, "8.6", "tensorrt-rtx"),
+        (1, only_rtx, "9.0", "torch"),
+        (1, set(), "8.6", "torch"),
+        (0, both, "8.6", "torch"),
     ]:
-        monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name, there=installed: name in there or None)
+        monkeypatch.setattr(cuda, "device_count", lambda n=count: n)
+        monkeypatch.setattr(cuda, "compute_capability", lambda c=capability: c)
+        monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name, there=installed: name in there)
         assert builder.best_backend() == best
-    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(cuda, "device_count", lambda: 0)
-    assert builder.best_backend() == "torch"
 
 
 def test_progress_without_rich(monkeypatch):

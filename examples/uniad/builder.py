@@ -19,7 +19,7 @@ from graph_io import TASKS
 
 from errors import UniADError, one_line_errors
 from runtime import cuda
-from trtllm.tensorrt_flavours import MODULES
+from trtllm.tensorrt_flavours import MODULES, load_flavour
 from weight import CModel, load_c_model
 
 BACKENDS = ("torch", "tensorrt", "tensorrt-rtx")
@@ -90,11 +90,14 @@ def check_args(args: argparse.Namespace) -> None:
 
 
 def best_backend() -> str:
-    """A TensorRT where it is installed and there is a GPU to run it, else the torch executor."""
+    """A TensorRT that is installed and knows this machine's GPU, else the torch executor."""
     if cuda.device_count():
-        for backend, module in sorted(MODULES.items()):  # TensorRT before TensorRT for RTX
-            if importlib.util.find_spec(module) is not None:
-                return backend
+        if importlib.util.find_spec(MODULES["tensorrt"]):
+            return "tensorrt"
+        if importlib.util.find_spec(MODULES["tensorrt-rtx"]):
+            known = load_flavour("tensorrt-rtx").trt.ComputeCapability.__members__
+            if "SM" + cuda.compute_capability().replace(".", "") in known:
+                return "tensorrt-rtx"
     return "torch"
 
 
@@ -133,7 +136,6 @@ def build_torch(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> 
 def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> str:
     from runtime.tensorrt_plan import write_tensorrt_plan
     from trtllm.tensorrt_builder import BuildOptions
-    from trtllm.tensorrt_flavours import load_flavour
 
     flavour = load_flavour(args.backend, args.log_level)
     targets = args.sm or [cuda.compute_capability() if cuda.device_count() else A10]

@@ -174,7 +174,7 @@ def _write_timing_cache(config: Any, path: pathlib.Path) -> None:
 def _build_failure(flavour: Flavour) -> str:
     text = " ".join(flavour.logger.errors).lower()
     if "out of memory" in text or "outofmemory" in text or "insufficient memory" in text:
-        return f"out of memory while building ({flavour.logger.last()}): raise --workspace where it was given, or free memory"
+        return f"out of memory while building ({flavour.logger.last()}): free memory, or raise --workspace if given"
     return f"{flavour.backend} {flavour.version} could not build the engine: {flavour.logger.last()}"
 
 
