@@ -245,6 +245,7 @@ class FakeTensorRT(types.ModuleType):
     ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="user managed")
 
     DataType = enum.Enum("DataType", list(NAMES.values()))
+    LayerType = enum.Enum("LayerType", ["CONVOLUTION"])
 
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING = range(3)

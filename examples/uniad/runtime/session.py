@@ -108,7 +108,11 @@ def open_session(
         raise SessionError(f"device must be one of {DEVICES} and dtype one of {DTYPES}, not {device!r}, {dtype!r}")
     kind = metadata.get("kind")
     if kind == TORCH_KIND:
-        from runtime.torch_session import TorchSession  # torch only where the engine needs it
+        try:
+            from runtime.torch_session import TorchSession  # torch only where the engine needs it
+        except ImportError as error:
+            message = f"{engine_path} runs on torch, which can't be imported here ({error}): see requirements-torch.txt"
+            raise SessionError(message) from error
 
         return TorchSession(engine_path, metadata, device, dtype)
     known = ", ".join(map(repr, (TORCH_KIND, *TENSORRT_KINDS)))

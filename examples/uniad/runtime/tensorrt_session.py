@@ -112,7 +112,8 @@ class TensorRTSession:
         self._stream, self._upload = cuda.Stream(), cuda.Stream()
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
         self._output = cuda.DeviceBuffer(self._outputs.nbytes)
-        self._scratch, contexts = _make_contexts(self._trt, self._engine, IN_FLIGHT)
+        self._scratch = cuda.DeviceBuffer(flavour.scratch_bytes(self._engine))  # one: contexts never run together
+        contexts = [flavour.create_context(self._engine, int(self._scratch.handle)) for _ in range(IN_FLIGHT)]
         if None in contexts:
             raise _failure(path, "TensorRT can't create an execution context", self._logger)
         self._slots = [self._make_slot(context) for context in contexts]
@@ -305,23 +306,6 @@ def _check_tensors(path: pathlib.Path, engine: Any, sidecar: Sidecar) -> None:
         found.add(name)
     if missing := sorted(set(made) - found):
         raise SessionError(f"{path} does not make {', '.join(missing)}, which {path.name}.json promises")
-
-
-def _make_contexts(trt: Any, engine: Any, count: int) -> tuple[cuda.DeviceBuffer, list[Any]]:
-    """Execution contexts that share their scratch memory: they never run at the same time."""
-    if hasattr(engine, "device_memory_size_v2"):  # TensorRT 10.1 and later, TensorRT for RTX
-        size = engine.device_memory_size_v2
-        scratch = cuda.DeviceBuffer(size)
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        contexts = [engine.create_execution_context(strategy) for _ in range(count)]
-        for context in filter(None, contexts):
-            context.set_device_memory(int(scratch.handle), size)
-    else:
-        scratch = cuda.DeviceBuffer(engine.device_memory_size)
-        contexts = [engine.create_execution_context_without_device_memory() for _ in range(count)]
-        for context in filter(None, contexts):
-            context.device_memory = int(scratch.handle)
-    return scratch, contexts
 
 
 def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:

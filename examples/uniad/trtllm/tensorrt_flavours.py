@@ -114,6 +114,25 @@ class Flavour:
                 names = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
                 raise UniADError(f"{self.backend} {self.version} can't build for {target}: it knows {names}")
 
+    def scratch_bytes(self, engine: Any) -> int:
+        """Device memory that one execution context needs, besides the engine's own."""
+        return engine.device_memory_size_v2 if self._sized_contexts(engine) else engine.device_memory_size
+
+    def create_context(self, engine: Any, address: int) -> Any:
+        """An execution context whose scratch memory is at `address`; None where TensorRT makes none."""
+        if not self._sized_contexts(engine):
+            context = engine.create_execution_context_without_device_memory()
+            if context is not None:
+                context.device_memory = address
+            return context
+        context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is not None:
+            context.set_device_memory(address, self.scratch_bytes(engine))
+        return context
+
+    def _sized_contexts(self, engine: Any) -> bool:
+        return hasattr(engine, "device_memory_size_v2")  # 10.1 and later, TensorRT for RTX
+
 
 @functools.cache
 def load_flavour(backend: str, verbosity: str = "internal_error") -> Flavour:
