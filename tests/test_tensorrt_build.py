@@ -1,5 +1,6 @@
 """Every operation as a TensorRT engine (TensorRT for RTX builds without a GPU), and what builds promise."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from op_cases import CASES
 from support import ROOT, SCRIPTS
 
 from errors import UniADError
-from trtllm import Module, ModuleList, Network, Parameter, net_guard, tensorrt_builder
+from trtllm import Module, ModuleList, Network, Parameter, Tensor, net_guard, tensorrt_builder
 from trtllm import functional as F
 from trtllm import vision as V
 from trtllm.tensorrt_builder import BuildOptions, build_engine
@@ -187,7 +188,16 @@ def test_types_are_constrained_on_8_6(rtx):
         (kinds.ELEMENTWISE, None, ["int32"], None, {}),
         (kinds.TOPK, "float32", ["float32", "int32"], single, {0: single}),
         (kinds.CAST, "float16", ["int32"], None, {0: trt.DataType.INT32}),
-        (kinds.CONSTANT, "float16", ["float16"], None, {0: half}),
+        (kinds.GRID_SAMPLE, "float16", ["float16"], half, {0: half}),
+        # what only moves elements is left alone
+        (kinds.CONSTANT, "float16", ["float16"], None, {}),
+        (kinds.SHUFFLE, "float16", ["float16"], None, {}),
+        (kinds.SLICE, "float32", ["float32"], None, {}),
+        (kinds.CONCATENATION, "float16", ["float16"], None, {}),
+        (kinds.GATHER, "float16", ["float16"], None, {}),
+        (kinds.SCATTER, "float16", ["float16"], None, {}),
+        (kinds.SELECT, "float32", ["float32"], None, {}),
+        (kinds.IDENTITY, "float16", ["float16"], None, {}),
     ]:
         layer = Layer(kind)
         flavour.constrain(layer, compute, outputs)
@@ -195,6 +205,89 @@ def test_types_are_constrained_on_8_6(rtx):
     trt.__version__ = "8.5.3"
     with pytest.raises(UniADError, match="too old"):
         Flavour("tensorrt", trt)
+
+
+class NumpyExecutor(TensorRTExecutor):
+    """The executor of a flavour that is not strongly typed; handles are arrays, and the layers below compute."""
+
+    def __init__(self):
+        self.flavour, self._constants = types.SimpleNamespace(strongly_typed=False), {}
+
+    def constant(self, array):
+        return np.asarray(array)
+
+    def cast(self, x, source, target):
+        assert x.dtype == source
+        return x.astype(target)
+
+    def view(self, x, shape):
+        return x.reshape(shape)
+
+    def _type(self, x):
+        return str(x.dtype)
+
+    def reduce(self, op, x, dims, keepdim):
+        return {"mean": np.mean}[op](x, axis=dims, keepdims=keepdim)
+
+    def unary(self, op, x):
+        return {"sqrt": np.sqrt}[op](x)
+
+    def binary(self, op, a, b):
+        assert a.dtype == b.dtype == np.float32
+        return {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[op](a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("learned", ["constant", "computed", None])
+def test_layer_norm_of_8_6(dtype, learned):
+    """Built from elementary layers in float32, which must give what the one layer of other versions gives."""
+    rng = np.random.default_rng(5)
+    x = (300 + 2 * rng.normal(size=(3, 5, 16))).astype(dtype)  # its squares are too large for float16
+    gain, shift = rng.normal(size=(2, 16)).astype(dtype)
+    affine = [Tensor(a, dtype, a.shape, a if learned == "constant" else None) for a in (gain, shift)]
+    affine = affine if learned else [None, None]
+    result = NumpyExecutor().layer_norm(Tensor(x, dtype, x.shape), *affine, 1e-5)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    expected = expected * gain + shift if learned else expected
+    tolerance = {"float32": 1e-4, "float16": 5e-3}[dtype]
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, expected, atol=tolerance)
+    broken = NumpyExecutor().layer_norm(Tensor(x, dtype, x.shape), *affine, 1.0)
+    assert np.abs(broken - expected).max() > 10 * tolerance
+
+
+def weakly_typed(rtx: Flavour) -> Flavour:
+    """The flavour as one that is held to its types by constraints; they are not set: strong typing checks the types."""
+    flavour = copy.copy(rtx)
+    flavour.strongly_typed = False
+    flavour.constrain = flavour.declare_border = lambda *_: None
+    return flavour
+
+
+def test_what_8_6_builds_otherwise(rtx):
+    """Layer norms in elementary layers, and grouped or dilated convolutions in float32: the network still builds."""
+    kernel = np.ones((4, 2, 3, 3), np.float32)
+
+    def define(t):
+        convolved = F.conv2d(t["x"], F.constant(kernel, "float16"), None, groups=2)
+        return {"y": F.layer_norm(t["x"], 6), "z": convolved}
+
+    def kinds(flavour):
+        inputs = {"x": ("float16", (1, 4, 6, 6))}
+        executor = TensorRTExecutor(rtx.create_network(builder := rtx.trt.Builder(rtx.logger)), flavour)
+        with net_guard(Network(executor, "float16")):
+            outputs = define({name: executor.input(name, *spec) for name, spec in inputs.items()})
+        for name, tensor in outputs.items():
+            executor.output(tensor, name)
+            assert tensor.dtype == "float16" and tensor.handle.dtype == rtx.types["float16"]
+        layers = [(kind, tensors) for _, kind, tensors in tensorrt_builder.describe_layers(executor.network)]
+        del builder
+        return layers
+
+    strong, weak = kinds(rtx), kinds(weakly_typed(rtx))
+    assert "normalization" in dict(strong) and "normalization" not in dict(weak)
+    assert "half" in dict(strong)["convolution"] and "half" not in dict(weak)["convolution"]
 
 
 def test_building_needs_no_torch(rtx):

@@ -1,8 +1,9 @@
 """The TensorRT executor: each functional call adds layers to an INetworkDefinition.
 
 Handles are ITensors. Their types are what the calls say: strongly typed networks hold them by themselves, 8.6 by
-constraints on every layer (tensorrt_flavours.py). Layers and tensors are named by module path and operation.
-Operations that have no method here (deformable attention, atan2, …) are built from trtllm/vision.py's compositions.
+constraints on every layer that computes (tensorrt_flavours.py). Layers and tensors are named by module path and
+operation. Operations that have no method here (deformable attention, atan2, …) are built from the compositions of
+trtllm/vision.py.
 """
 
 import collections
@@ -286,6 +287,11 @@ class TensorRTExecutor:
         return self._add(self.network.add_einsum(xs, equation.replace(" ", "")), "einsum", self._type(xs[0]))
 
     def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups):
+        if not self.flavour.strongly_typed and x.dtype == "float16" and (groups > 1 or tuple(dilation) != (1, 1)):
+            # 8.6 has no float16 kernel for a few channels in a group, dilated. UniAD has no such convolution.
+            shift = None if bias is None else self._wide(bias)
+            wide = self.conv2d(self._wide(x), self._wide(weight), shift, stride, padding, dilation, groups)
+            return self.cast(wide, "float32", "float16")
         empty = self.trt.Weights()
         kernel, shift = (self.trt.Weights(t.array) if t and t.array is not None else empty for t in (weight, bias))
         layer = self.network.add_convolution_nd(x.handle, weight.shape[0], weight.shape[2:], kernel, shift)
@@ -296,12 +302,18 @@ class TensorRTExecutor:
                     layer.set_input(index, tensor.handle)
         return self._add(layer, "conv2d", x.dtype)
 
+    def _wide(self, x: Tensor) -> Tensor:
+        """A float tensor in float32."""
+        if x.dtype == "float32":
+            return x
+        if x.array is not None:
+            array = x.array.astype(np.float32)
+            return Tensor(self.constant(array), "float32", x.shape, array)
+        return Tensor(self.cast(x.handle, x.dtype, "float32"), "float32", x.shape)
+
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps):
         """Wholly in float32: the squares of float16 numbers from 256 on have no place in float16."""
-        wide, shape = x.handle, (1,) * (x.ndim() - 1) + x.shape[-1:]
-        if x.dtype != "float32":
-            wide = self.cast(wide, x.dtype, "float32")
-        affine = []
+        shape, affine = (1,) * (x.ndim() - 1) + x.shape[-1:], []
         for tensor, default in ((weight, 1.0), (bias, 0.0)):
             if tensor is None:
                 affine.append(self.constant(np.full(shape, default, np.float32)))
@@ -311,15 +323,24 @@ class TensorRTExecutor:
                     self._constants[key] = self.constant(tensor.array.astype(np.float32).reshape(shape))
                 affine.append(self._constants[key])
             else:
-                handle = (
-                    tensor.handle if tensor.dtype == "float32" else self.cast(tensor.handle, tensor.dtype, "float32")
-                )
-                affine.append(self.view(handle, shape))
-        gain, shift = affine
-        layer = self.flavour.add_normalization(self.network, wide, gain, shift, 1 << (x.ndim() - 1))
-        layer.epsilon = eps
-        out = self._add(layer, "layer_norm", "float32")
+                affine.append(self.view(self._wide(tensor).handle, shape))
+        wide, (gain, shift) = self._wide(x).handle, affine
+        if self.flavour.strongly_typed:
+            layer = self.flavour.add_normalization(self.network, wide, gain, shift, 1 << (x.ndim() - 1))
+            layer.epsilon = eps
+            out = self._add(layer, "layer_norm", "float32")
+        else:
+            # 8.6 turns the layer into a product of float16 and float32 in a float16 network, whatever it is told, and
+            # then has no implementation ("Could not infer output types for operation mul: …normalizationScaled").
+            out = self.binary("add", self.binary("mul", self._normalised(wide, eps), gain), shift)
         return out if x.dtype == "float32" else self.cast(out, "float32", x.dtype)
+
+    def _normalised(self, x, eps: float):
+        """Float32 with mean 0 and variance 1 along the last dimension."""
+        last = (len(x.shape) - 1,)
+        deviation = self.binary("sub", x, self.reduce("mean", x, last, True))
+        variance = self.reduce("mean", self.binary("mul", deviation, deviation), last, True)
+        return self.binary("div", deviation, self.unary("sqrt", self.binary("add", variance, self._fill(x, eps))))
 
     # ---- images
 

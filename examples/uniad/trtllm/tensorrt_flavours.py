@@ -2,7 +2,7 @@
 
 | | types | where it builds |
 |---|---|---|
-| 8.6 | precision constraints per layer | on the GPU that runs the engine |
+| 8.6 | precision constraints per layer that computes | on the GPU that runs the engine |
 | 10.x, 11.x | strongly typed | on the GPU that runs the engine |
 | TensorRT for RTX | strongly typed | anywhere, for stated compute capabilities |
 """
@@ -16,6 +16,8 @@ from errors import UniADError
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # backend -> Python module
 _TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
+# Layers that only move elements, or are constant: 8.6 takes their types from their neighbours (Flavour.constrain).
+_MOVES = ("SHUFFLE", "SLICE", "CONCATENATION", "GATHER", "SCATTER", "SELECT", "CONSTANT", "IDENTITY")
 _NO_GPU_NOISE = ("(cudaError 35:", "(cudaError 100:")  # no driver, no device
 
 
@@ -51,6 +53,7 @@ class Flavour:
         if not self.rtx and (major, minor) < (8, 6):
             raise UniADError(f"TensorRT {self.version} is too old: install 8.6 or newer, or tensorrt_rtx")
         self.strongly_typed = self.rtx or major >= 10
+        self._moves = {trt.LayerType.__members__.get(name) for name in _MOVES}
         self.types = {ours: trt.DataType.__members__.get(name) for ours, name in _TYPE_NAMES.items()}
         self.logger = _make_logger(trt, verbosity)
 
@@ -65,14 +68,20 @@ class Flavour:
     def constrain(self, layer: Any, compute: str | None, outputs: Sequence[str]) -> None:
         """Hold a layer to the types that its call says; called once after every layer that is added.
 
+        Nothing is said of layers that only move elements: 8.6 compiles most of the network in large regions, and a
+        region in which such a layer has a type of its own has no implementation ("[verify_output_type] Mismatched
+        type" in the verbose log). No answer depends on it: what computes has its type before and after the move.
+
         Args:
             compute: "float32", "float16", or None for layers that don't compute in a float type.
             outputs: the types of its outputs. Integers and bools follow from the layer itself.
         """
         kinds = self.trt.LayerType
-        if self.strongly_typed or layer.type == kinds.PLUGIN_V2:  # a plugin says itself which types it takes
+        if self.strongly_typed or layer.type in self._moves:
             return
-        if compute is not None and layer.type not in (kinds.CAST, kinds.CONSTANT):  # those compute nothing
+        if layer.type == kinds.PLUGIN_V2:  # a plugin says itself which types it takes
+            return
+        if compute is not None and layer.type != kinds.CAST:  # that computes nothing
             layer.precision = self.types[compute]
         for index, dtype in enumerate(outputs):
             if dtype in ("float32", "float16") or layer.type == kinds.CAST:
