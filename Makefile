@@ -20,7 +20,7 @@ demo: $(READY)  ## all five steps on a tiny checkpoint and a few frames, on the 
 test: $(READY)  ## the default suite, under 8 minutes on 2 cores
 	$(PY) -m pytest -n 2 --dist loadfile -m "not full"
 
-test-full: $(READY)  ## the full-size model against its goldens: about 10 minutes and 8 GB
+test-full: $(READY)  ## the full-size model against its goldens: about 4 minutes and 4 GB
 	$(PY) -m pytest -m full
 
 lint: $(READY)  ## style and types

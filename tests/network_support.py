@@ -39,8 +39,9 @@ def load_op_weights(module: Module, arrays: dict[str, np.ndarray]) -> Module:
 
 
 @functools.cache
-def _recipe():
-    return load_script(shared_path("golden", "recipe_weights.py"))
+def recipe(name: str):
+    """The module golden/<name>.py: "recipe_weights" or "recipe_inputs"."""
+    return load_script(shared_path("golden", f"{name}.py"))
 
 
 @functools.cache
@@ -52,5 +53,5 @@ def tiny_weights(prefix: str, manifest: str = "tiny/tiny_manifest.tsv") -> dict[
             key = row["key"]
             if key.startswith(prefix) and not key.endswith("num_batches_tracked"):
                 shape = tuple(int(d) for d in row["shape"].split("x"))
-                weights[key[len(prefix) :]] = _recipe().make_tensor(key, shape)
+                weights[key[len(prefix) :]] = recipe("recipe_weights").make_tensor(key, shape)
     return weights
