@@ -6,11 +6,11 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+from ranges import stage
 
 from data.frames import Frame
 from runtime import results
 from runtime.collision import optimise_plan
-from runtime.ranges import stage
 from runtime.sequence import Sequence
 from runtime.session import Session
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as TF
+from ranges import pop_range, push_range
 
 from trtllm import vision
 from trtllm.functional import make
@@ -66,9 +67,11 @@ class TorchExecutor:
 
     def enter(self, scope: list[str]) -> None:
         """A module's forward begins; scope is the module path."""
+        push_range("/".join(filter(None, scope)))
 
     def leave(self, scope: list[str]) -> None:
         """A module's forward ends."""
+        pop_range()
 
     def shape_of(self, x):
         return tuple(x.shape)
