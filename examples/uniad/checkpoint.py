@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -49,13 +50,15 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], d
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         # Files of torch < 1.6 are no archives and cannot be mapped.
-        with torch.serialization.safe_globals(_numpy_scalar_globals()):
+        with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats: the error below says what matters
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # the parsers under torch.load raise anything when fed a damaged file
         if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
             text = f"it asks for {name[1]}, which is not part of a plain checkpoint; not loaded, no code of it was run"
         else:
-            text = f"not a PyTorch checkpoint, or truncated ({_first_line(error)})"
+            # torch's own text advises to switch the protection off: it is not passed on.
+            text = "not a PyTorch checkpoint, truncated, or of objects that are no plain data; not loaded"
         raise CheckpointError(f"{path}: {text}") from error
     state, meta = loaded, dict[str, Any]()
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):

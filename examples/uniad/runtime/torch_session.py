@@ -38,7 +38,7 @@ class TorchSession:
         self._metadata, self._device = dict(metadata), torch.device(device)
         self._network = Network(torch_executor(device), dtype)
         self.latency = 0.0
-        self._done: collections.deque[dict[str, np.ndarray]] = collections.deque()
+        self._done: collections.deque[tuple[dict[str, np.ndarray], float]] = collections.deque()
         self.reset()
 
     def describe(self) -> dict[str, Any]:
@@ -52,20 +52,21 @@ class TorchSession:
         }
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.submit(inputs)
+        return self.collect()
+
+    def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
         began = time.perf_counter()
         tensors = {name: self._tensor(array) for name, array in inputs.items()}
         with torch.inference_mode(), net_guard(self._network):
             outputs, state = self._module(tensors, self._state)
         self._state = state
         arrays = {name: tensor.handle.cpu().numpy() for name, tensor in outputs.items()}
-        self.latency = time.perf_counter() - began
-        return arrays
-
-    def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
-        self._done.append(self.infer(inputs))
+        self._done.append((arrays, time.perf_counter() - began))
 
     def collect(self) -> dict[str, np.ndarray]:
-        return self._done.popleft()
+        arrays, self.latency = self._done.popleft()
+        return arrays
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         handle = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
