@@ -57,6 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--trt-python", default=sys.executable, help="the Python that has TensorRT")
     parser.add_argument("--plans", type=pathlib.Path, metavar="FOLDER", help="keep engines here, and take those there")
     parser.add_argument("--builder-opt", type=int, choices=range(6))
+    parser.add_argument("--plugins", default="auto", help="auto, off or names, as builder.py's (default: auto)")
     parser.add_argument(
         "--rows",
         default="tensorrt,fp32,tf32,fp16,compile",
@@ -115,19 +116,23 @@ def tensorrt_rows(args: argparse.Namespace, c_model: CModel, frames) -> list[dic
     from runtime.tensorrt_plan import write_tensorrt_plan
     from trtllm.tensorrt_builder import BuildOptions
     from trtllm.tensorrt_flavours import load_flavour
+    from trtllm.tensorrt_plugins import select_plugins
 
     flavour = load_flavour(args.backend)
+    plugins = select_plugins(args.plugins, flavour)
+    how = "plugins" if plugins else "native"
     rows = []
     for dtype in args.dtypes:
-        path = args.plans / f"{c_model.config.name}_{args.backend}_{dtype}.plan"
+        path = args.plans / f"{c_model.config.name}_{args.backend}_{dtype}_{how}.plan"
         if not path.exists():
+            target = [cuda.compute_capability()]
             options = BuildOptions(
-                dtype, optimization_level=args.builder_opt, compute_capabilities=[cuda.compute_capability()]
+                dtype, optimization_level=args.builder_opt, compute_capabilities=target, plugins=plugins
             )
             write_tensorrt_plan(c_model, c_model.config, flavour, options, path, TASKS, check=False)
         session = open_session(path)
         facts = session.describe()
-        row = {"row": f"{args.backend} {flavour.version} {dtype}", **measure(session, frames, args)}
+        row = {"row": f"{args.backend} {flavour.version} {dtype} {how}", **measure(session, frames, args)}
         row |= {"memory_mb": round(session.device_memory / 1e6), "build_seconds": facts["build_seconds"]}
         row |= {"layers": facts["num_layers"], "plan_mb": round(path.stat().st_size / 1e6)}
         rows.append(row)
@@ -138,7 +143,7 @@ def tensorrt_rows(args: argparse.Namespace, c_model: CModel, frames) -> list[dic
                 session.infer(sequence.inputs(frame))
             profile = profile_of(times)
             args.profile.mkdir(parents=True, exist_ok=True)
-            (args.profile / f"profile_{dtype}.json").write_text(json.dumps(profile, indent=1))
+            (args.profile / f"profile_{dtype}_{how}.json").write_text(json.dumps(profile, indent=1))
             print(f"{row['row']}, layer by layer:\n{table(profile)}", file=sys.stderr, flush=True)
         del session
     return rows
@@ -150,7 +155,7 @@ def run_tensorrt(args: argparse.Namespace) -> list[dict]:
         out, plans = pathlib.Path(work, "rows.json"), args.plans or pathlib.Path(work)
         options = ["--only-tensorrt", "-o", str(out), "--plans", str(plans), "--dtypes", ",".join(args.dtypes)]
         options += ["--model", args.model, "--frames", str(args.frames), "--warm-up", str(args.warm_up)]
-        options += ["--backend", args.backend]
+        options += ["--backend", args.backend, "--plugins", args.plugins]
         for flag, value in (("-i", args.in_dir), ("--builder-opt", args.builder_opt), ("--profile", args.profile)):
             options += [flag, str(value)] if value is not None else []
         done = subprocess.run([args.trt_python, __file__, *options])

@@ -12,7 +12,8 @@ from graph_io import TensorSpec, describe_graph
 from support import SCRIPTS
 
 from config import load_config
-from runtime import cuda
+from errors import UniADError
+from runtime import cuda, tensorrt_session
 from runtime.plan_files import PlanError, sidecar_path, write_plan
 from runtime.session import SessionError, open_session
 from runtime.tensorrt_session import ALIGNMENT, pack, views
@@ -232,6 +233,19 @@ def test_engines_that_do_not_fit(gpu, plan, facts, message, monkeypatch):
     with pytest.raises(SessionError, match=message) as caught:
         open_session(plan)
     assert "\n" not in str(caught.value)
+
+
+def test_plugins_are_loaded_first(gpu, plan, monkeypatch):
+    change(plan, plugins=["deformable_attention"])
+    monkeypatch.setenv("UNIAD_PLUGINS", str(plan.parent / "none.so"))
+    with pytest.raises(UniADError, match="no plugin library there"):
+        open_session(plan)
+    order = []
+    deserialize = gpu.trt.Runtime
+    monkeypatch.setattr(tensorrt_session, "load_plugins", lambda flavour: order.append("plugins"))
+    monkeypatch.setattr(gpu.trt, "Runtime", lambda logger: order.append("runtime") or deserialize(logger))
+    open_session(plan)
+    assert order == ["plugins", "runtime"]
 
 
 def test_another_gpu_of_the_kind_is_a_warning(gpu, plan):

@@ -63,6 +63,9 @@ def parse_args() -> argparse.Namespace:
     trt.add_argument(
         "--builder-opt", type=int, choices=range(6), help="0 quick build ... 5 long search for fast kernels"
     )
+    trt.add_argument(
+        "--plugins", default="auto", help="auto (default: all, where the library is built), off, or names: A,B"
+    )
     trt.add_argument("--timing-cache", type=pathlib.Path, metavar="FILE", help="kernel times, used and updated")
     trt.add_argument(
         "--profiling-verbosity", default="layer_names_only", choices=("none", "layer_names_only", "detailed")
@@ -136,8 +139,10 @@ def build_torch(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> 
 def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> str:
     from runtime.tensorrt_plan import write_tensorrt_plan
     from trtllm.tensorrt_builder import BuildOptions
+    from trtllm.tensorrt_plugins import select_plugins
 
     flavour = load_flavour(args.backend, args.log_level)
+    plugins = select_plugins(args.plugins, flavour)
     targets = args.sm or [cuda.compute_capability() if cuda.device_count() else A10]
     with progress_display() as progress:
         options = BuildOptions(
@@ -146,6 +151,7 @@ def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) 
             optimization_level=args.builder_opt,
             timing_cache=args.timing_cache,
             profiling_verbosity=args.profiling_verbosity,
+            plugins=plugins,
             compute_capabilities=targets,
             progress=progress,
         )
@@ -165,7 +171,8 @@ def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) 
     if built.findings is None:
         print(f"check: not run ({built.unchecked})")
     on = f"compute capability {', '.join(targets)}" if flavour.rtx else cuda.device_name()
-    return f"{flavour.backend} {flavour.version} engine for {on}, {built.num_layers} layers"
+    what = f"{len(plugins)} kinds of plugins" if plugins else "no plugins"
+    return f"{flavour.backend} {flavour.version} engine for {on}, {built.num_layers} layers, {what}"
 
 
 def main() -> None:

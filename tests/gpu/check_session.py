@@ -34,6 +34,7 @@ from runtime.session import Session, open_session
 from runtime.tensorrt_plan import write_tensorrt_plan
 from trtllm.tensorrt_builder import BuildOptions
 from trtllm.tensorrt_flavours import load_flavour
+from trtllm.tensorrt_plugins import select_plugins
 
 # FP32: largest error relative to the largest value; of maps, the share of cells that differ.
 FP32_BOUND = 1e-3
@@ -148,10 +149,10 @@ def check_full(path: pathlib.Path, dtype: str, c_model, folder: pathlib.Path, ch
         print(f"     full {dtype} frame {index} life cycle: {'; '.join(wrong) or 'equal'}")
 
 
-def build(path: pathlib.Path, dtype: str, c_model, flavour) -> pathlib.Path:
+def build(path: pathlib.Path, dtype: str, c_model, flavour, plugins) -> pathlib.Path:
     """The engine, unless an earlier call left it there."""
     if not path.exists():
-        options = BuildOptions(dtype, compute_capabilities=[cuda.compute_capability()])
+        options = BuildOptions(dtype, compute_capabilities=[cuda.compute_capability()], plugins=plugins)
         built = write_tensorrt_plan(c_model, c_model.config, flavour, options, path, check=False)
         megabytes = path.stat().st_size / 1e6
         print(f"{path.name}: {built.num_layers} layers, {megabytes:.0f} MB, {built.seconds:.0f} s", flush=True)
@@ -168,20 +169,29 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,float16", type=lambda text: text.split(","))
     parser.add_argument("--backend", default="tensorrt", choices=("tensorrt", "tensorrt-rtx"))
     parser.add_argument("--sizes", default="tiny", type=lambda text: text.split(","), help="tiny,full (default: tiny)")
+    parser.add_argument("--plugins", default="off", help="auto, off or names, as builder.py's (default: off)")
     parser.add_argument("--recordings", metavar="FOLDER", type=pathlib.Path, help="holds full_frame_0.npz and _1.npz")
     parser.add_argument("--plans", metavar="FOLDER", type=pathlib.Path, help="keep engines here, and take those there")
     parser.add_argument("--out", metavar="FILE.json", type=pathlib.Path, help="write the results here too")
     args = parser.parse_args()
     checks, flavour = Checks(), load_flavour(args.backend)
-    head = {"gpu": cuda.device_name(), "tensorrt": flavour.version, "commit": git_commit(), "command": sys.argv}
-    print(f"{head['gpu']}, {args.backend} {flavour.version}, commit {head['commit']}")
+    plugins = select_plugins(args.plugins, flavour)
+    head = {
+        "gpu": cuda.device_name(),
+        "tensorrt": flavour.version,
+        "plugins": plugins,
+        "commit": git_commit(),
+        "command": sys.argv,
+    }
+    print(f"{head['gpu']}, {args.backend} {flavour.version}, plugins {args.plugins}, commit {head['commit']}")
     with contextlib.ExitStack() as stack:
         plans = args.plans or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for size in args.sizes:
             name = {"tiny": golden.TINY, "full": golden.FULL}[size]
             c_model = golden.recipe_c_model(name, 96 if size == "tiny" else 256)
             for dtype in args.dtypes:
-                path = build(plans / f"{size}_{dtype}.plan", dtype, c_model, flavour)
+                suffix = "_plugins" if plugins else ""
+                path = build(plans / f"{size}_{dtype}{suffix}.plan", dtype, c_model, flavour, plugins)
                 if size == "tiny":
                     check_tiny(path, dtype, c_model, checks)
                 else:

@@ -36,6 +36,7 @@ PARTS = (
     "results_nusc.json",
     "summary.json",
     "summary.md",
+    "summary.html",
     "resume.npz",
 )
 

@@ -118,6 +118,7 @@ def _facts(
         "targets": list(options.compute_capabilities) if flavour.rtx else [cuda.compute_capability()],
         "workspace": options.workspace,
         "optimization_level": options.optimization_level,
+        "plugins": list(options.plugins),
         "profiling_verbosity": options.profiling_verbosity,
         "built_with": f"{flavour.backend} {flavour.version}, numpy {np.__version__}, Python "
         f"{platform.python_version()}, {sys.platform} {platform.machine()}",

@@ -25,6 +25,7 @@ from runtime import cuda
 from runtime.plan_files import Sidecar
 from runtime.session import TENSORRT_KINDS, SessionError
 from trtllm.tensorrt_flavours import Flavour, load_flavour
+from trtllm.tensorrt_plugins import load_plugins
 
 ALIGNMENT = 256  # bytes; what TensorRT asks of tensor addresses, and cudaMalloc gives
 IN_FLIGHT = 2  # frames submitted and not yet collected, at most
@@ -92,6 +93,7 @@ class TensorRTSession:
 
         Raises:
             SessionError: another TensorRT version or flavour, another GPU, files that don't belong together.
+            UniADError: the plugin library that the engine needs is missing or of another version.
             CudaError: no GPU, out of memory.
         """
         self.config, self.convention, self._sidecar = sidecar.config, sidecar.convention, sidecar
@@ -99,6 +101,8 @@ class TensorRTSession:
         self._profiler: Any = None
         flavour = _flavour(path, sidecar)
         self._device = _check_device(path, sidecar)
+        if sidecar.facts.get("plugins"):
+            load_plugins(flavour)
         free_before = cuda.memory_info()[0]
         self._logger = flavour.logger
         self._logger.errors.clear()  # those of engines before this one
