@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 
 MAX_LEVELS = 8
-VARIANTS = range(9)  # of the attention kernels, in a library built with UNIAD_VARIANTS
-CONV_VARIANTS = range(7)  # of the float16 deformable convolution
+VARIANTS = range(10)  # of the attention kernels, in a library built with UNIAD_VARIANTS
+CONV_VARIANTS = range(9)  # of the float16 deformable convolution; all but 0 for multiples of 256 channels
+WIDE_VARIANT = 6  # for multiples of 512 channels
 HALF_BLEND = {1, 6, 8}  # variants that add a point's corners in float16
 TYPES = {torch.float32: 0, torch.float16: 1}
 Levels = ctypes.c_int * MAX_LEVELS

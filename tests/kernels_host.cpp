@@ -63,6 +63,11 @@ void deform_conv_half(const UniadDeformConv& a) {
 
 }  // namespace
 
+extern "C" int64_t uniad_tile_cost(const uniad::TileSize* tile, int64_t pixels, int channels,
+                                   const uniad::Processors* gpu) {
+    return uniad::tile_cost(*tile, pixels, channels, *gpu);
+}
+
 extern "C" int uniad_deform_conv(const UniadDeformConv* a, int type, int variant, void*) {
     if (variant != 0) {
         return uniad::kUnsupported;

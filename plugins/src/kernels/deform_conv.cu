@@ -46,10 +46,12 @@ __device__ __forceinline__ uint4 load_cell(const half_t* from) {
 __device__ __forceinline__ __half2 as_half2(unsigned bits) { return *reinterpret_cast<__half2*>(&bits); }
 __device__ __forceinline__ unsigned as_bits(__half2 x) { return *reinterpret_cast<unsigned*>(&x); }
 
-/// Pixels x Outputs per block, split over WarpRows x WarpColumns warps.
-template <int Pixels, int Outputs, int WarpRows, int WarpColumns>
+/// Pixels x Outputs per block, split over WarpRows x WarpColumns warps; the registers are kept few enough for Resident
+/// blocks on a processor.
+template <int Pixels, int Outputs, int WarpRows, int WarpColumns, int Resident = 1>
 struct ConvTile {
     static constexpr int kPixels = Pixels, kOutputs = Outputs, kWarpColumns = WarpColumns;
+    static constexpr int kResident = Resident;
     static constexpr int kThreads = 32 * WarpRows * WarpColumns;
     static constexpr int kRows = Pixels / WarpRows / 16;                     // 16-row tiles of a warp
     static constexpr int kColumns = Outputs / WarpColumns / 32;              // groups of 32 columns of a warp
@@ -60,7 +62,6 @@ struct ConvTile {
     static constexpr int kShared = kTapBytes + kLeftStages * kLeft + kRightStages * kRight;
     static_assert(Pixels % (16 * WarpRows) == 0 && Outputs % (32 * WarpColumns) == 0,
                   "warps must share the tile evenly");
-    static_assert(Outputs * 4 % kThreads == 0, "threads must share the weights evenly");
 };
 
 /// Rows of 64 bytes, four vectors each; the swizzle keeps the eight rows of an ldmatrix in different banks.
@@ -69,7 +70,7 @@ __device__ __forceinline__ unsigned swizzled(int row, int vector) {
 }
 
 template <typename Tile>
-__global__ __launch_bounds__(Tile::kThreads) void deform_conv_kernel(const __grid_constant__ UniadDeformConv a) {
+__global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void deform_conv_kernel(const __grid_constant__ UniadDeformConv a) {
     extern __shared__ __align__(128) char shared[];
     uint4* const tap_weights = reinterpret_cast<uint4*>(shared);  // (pixel, tap): four weights as half2 each
     unsigned* const tap_cells = reinterpret_cast<unsigned*>(tap_weights + Tile::kPixels * kTaps);
@@ -107,9 +108,11 @@ __global__ __launch_bounds__(Tile::kThreads) void deform_conv_kernel(const __gri
                            (static_cast<int64_t>(step) * a.out_channels + first_output) * (kStepChannels * 2);
         const unsigned to = right + step % Tile::kRightStages * Tile::kRight;
 #pragma unroll
-        for (int i = 0; i < Tile::kOutputs * 4 / Tile::kThreads; ++i) {
+        for (int i = 0; i < (Tile::kOutputs * 4 + Tile::kThreads - 1) / Tile::kThreads; ++i) {
             const int vector = thread + i * Tile::kThreads;
-            copy_async(to + swizzled(vector / 4, vector % 4), from + vector * 16);
+            if (Tile::kOutputs * 4 % Tile::kThreads == 0 || vector < Tile::kOutputs * 4) {
+                copy_async(to + swizzled(vector / 4, vector % 4), from + vector * 16);
+            }
         }
     };
 
@@ -252,6 +255,46 @@ int launch(const UniadDeformConv& a, cudaStream_t stream) {
     return cudaGetLastError();
 }
 
+// The tiles that the plugin chooses from; the last one where the channels divide by none of the others.
+using Small = ConvTile<64, 256, 2, 4, 2>;
+using Large = ConvTile<144, 256, 3, 4>;
+using Wide = ConvTile<80, 512, 1, 16>;
+using Narrow = ConvTile<64, 64, 2, 2, 4>;
+
+template <typename Tile>
+constexpr uniad::TileSize size_of() {
+    return {Tile::kPixels, Tile::kOutputs, Tile::kShared, Tile::kResident};
+}
+
+int launch_cheapest(const UniadDeformConv& a, cudaStream_t stream) {
+    int device = 0;
+    uniad::Processors gpu = {};
+    cudaError_t error = cudaGetDevice(&device);
+    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+        error = error == cudaSuccess ? cudaDeviceGetAttribute(&value, attribute, device) : error;
+    };
+    ask(gpu.count, cudaDevAttrMultiProcessorCount);
+    ask(gpu.shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(gpu.shared_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    const int64_t pixels = static_cast<int64_t>(a.batch) * a.out_height * a.out_width;
+    int (*chosen)(const UniadDeformConv&, cudaStream_t) = launch<Narrow>;
+    int64_t least = -1;
+    const auto offer = [&](const uniad::TileSize& size, int (*candidate)(const UniadDeformConv&, cudaStream_t)) {
+        const int64_t cost = uniad::tile_cost(size, pixels, a.out_channels, gpu);
+        if (cost >= 0 && (least < 0 || cost < least)) {
+            least = cost;
+            chosen = candidate;
+        }
+    };
+    offer(size_of<Small>(), launch<Small>);
+    offer(size_of<Large>(), launch<Large>);
+    offer(size_of<Wide>(), launch<Wide>);
+    return chosen(a, stream);
+}
+
 constexpr int kFloatThreads = 128;
 
 __global__ __launch_bounds__(kFloatThreads) void float_kernel(const __grid_constant__ UniadDeformConv a) {
@@ -278,17 +321,15 @@ extern "C" int uniad_deform_conv(const UniadDeformConv* arguments, int type, int
 #if defined(UNIAD_VARIANTS)
     switch (variant) {  // pixels, outputs, warps
         case 1: return launch<ConvTile<128, 256, 2, 4>>(a, stream);
-        case 2: return launch<ConvTile<64, 256, 2, 4>>(a, stream);
+        case 2: return launch<Small>(a, stream);
         case 3: return launch<ConvTile<128, 256, 4, 4>>(a, stream);
-        case 4: return launch<ConvTile<64, 512, 1, 8>>(a, stream);
-        case 5: return launch<ConvTile<128, 128, 2, 2>>(a, stream);
-        case 6: return launch<ConvTile<80, 512, 1, 16>>(a, stream);
+        case 4: return launch<Large>(a, stream);
+        case 5: return launch<ConvTile<64, 256, 1, 8, 2>>(a, stream);
+        case 6: return launch<Wide>(a, stream);  // 512 channels
+        case 7: return launch<ConvTile<48, 256, 1, 8, 3>>(a, stream);
+        case 8: return launch<ConvTile<144, 256, 3, 8>>(a, stream);
         default: break;
     }
 #endif
-    if (variant != 0) {
-        return cudaErrorInvalidValue;
-    }
-    return a.out_channels % 256 == 0 ? launch<ConvTile<96, 256, 2, 4>>(a, stream)
-                                     : launch<ConvTile<64, 64, 2, 2>>(a, stream);
+    return variant == 0 ? launch_cheapest(a, stream) : cudaErrorInvalidValue;
 }

@@ -85,4 +85,28 @@ UNIAD_HD int packed_channel(int row) {
     return row - in_group + 8 * t + 2 * j + e;
 }
 
+/// What a float16 tile asks of a processor (SM), and what a GPU has.
+struct TileSize {
+    int pixels, outputs, shared, resident;  // shared: bytes of a block; resident: blocks at a time its registers allow
+};
+struct Processors {
+    int count, shared, shared_of_block;  // bytes of shared memory: of a processor, of one block
+};
+constexpr int kReservedShared = 1024;  // bytes that the system takes of each block's
+
+/// Pixels x channels that the busiest processor multiplies, one block after the other; -1 where the tile doesn't fit.
+/// What decides is how well the last round fills the GPU: 6 x 29 x 50 pixels and 512 channels are 136 blocks of
+/// 128 x 256, and 132 processors then take two rounds, the second for four blocks.
+inline int64_t tile_cost(const TileSize& tile, int64_t pixels, int out_channels, const Processors& gpu) {
+    if (out_channels % tile.outputs != 0 || tile.shared > gpu.shared_of_block) {
+        return -1;
+    }
+    const int by_memory = gpu.shared / (tile.shared + kReservedShared);
+    const int64_t resident = by_memory < tile.resident ? by_memory : tile.resident;
+    const int64_t blocks = (pixels + tile.pixels - 1) / tile.pixels * (out_channels / tile.outputs);
+    const int64_t slots = resident * gpu.count, last = blocks % slots;
+    const int64_t in_turn = blocks / slots * resident + (last + gpu.count - 1) / gpu.count;
+    return in_turn * tile.pixels * tile.outputs;
+}
+
 }  // namespace uniad
