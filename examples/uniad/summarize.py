@@ -1,8 +1,9 @@
-"""Step 5: compare a result with a base result, output by output, and their latency.
+"""Step 5: compare a result with a base result: five tasks against ground truth, output by output, latency.
 
-    python summarize.py -i RESULT -b BASE_RESULT [-o DIR] [--max-plan-error 0.05 ...]
+    python summarize.py -i RESULT -b BASE_RESULT [--ground-truth NUSCENES_ROOT] [--max-drop AMOTA=0.01 ...]
 
-Prints a table and writes summary.json and summary.md. Exit status: 0 all limits kept, 1 a limit broken, 2 bad input.
+Prints tables and writes summary.json, summary.md and summary.html. Where the frames came from a nuScenes root that is
+still there, both are scored against it. Exit status: 0 all limits kept, 1 a limit broken, 2 bad input.
 """
 
 import argparse
@@ -12,16 +13,18 @@ import pathlib
 import sys
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Column, Table
 
 from errors import UniADError, one_line_errors
 from report.compare import METRICS, STAGES, Metric, Result, compare, load_result, summarize_latency
 from report.output import whole_file
+from report.page import page
+from report.scores import Driven, find_score, plan_errors, score_rows, truth_root
+from report.tables import KEPT, markdown, print_tables, verdict_of
 
 RATIO_FLAG = "--max-latency-ratio"
+WORST_FRAMES = 6  # shown in the page
 
 
 def flag_of(metric: Metric) -> str:
@@ -37,6 +40,15 @@ def limit_value(text: str) -> float:
     return value
 
 
+def drop_value(text: str) -> tuple[str, float]:
+    """NAME=X from the command line: a score and how much worse than the base's it may be."""
+    name, _, value = text.partition("=")
+    try:
+        return find_score(name).name, limit_value(value)
+    except (UniADError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}; give NAME=X, as AMOTA=0.01") from error
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Compare a result of run.py with a base result (usually the PyTorch executor's).",
@@ -45,6 +57,24 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-i", "--input", type=pathlib.Path, required=True, metavar="RESULT", help="result folder")
     parser.add_argument("-b", "--base", type=pathlib.Path, required=True, metavar="BASE_RESULT", help="base result")
     parser.add_argument("-o", "--output", type=pathlib.Path, metavar="DIR", help="where to write (default: RESULT)")
+    truth = parser.add_argument_group("ground truth")
+    truth.add_argument(
+        "--ground-truth",
+        type=pathlib.Path,
+        metavar="ROOT",
+        help="nuScenes root to score against (default: the one that the frames came from, where it is still there)",
+    )
+    truth.add_argument("--no-ground-truth", action="store_true", help="only compare the two results")
+    truth.add_argument(
+        "--max-drop",
+        type=drop_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=X",
+        help="how much worse than the base's a score may be, in its own unit: AMOTA=0.01 L2=0.02 ...; "
+        "names are those of the table (default: scores are only shown)",
+    )
     parser.add_argument(
         "--worst",
         action="store_true",
@@ -103,102 +133,44 @@ def compare_latency(result: Result, base: Result, options: argparse.Namespace) -
     return {**sides, "ratio_p50": ratio, "warmup_frames": options.warmup, "limit": limit, "kept": kept}
 
 
-# --- texts ---
+def score(options: argparse.Namespace, result: Result, console: Console) -> tuple[dict[str, Any], dict[str, Driven]]:
+    """The summary's `scores`, `tasks`, `ground_truth` and `notes`, and the driven ways by sample token.
+
+    Ground truth that was asked for must be there; the one that is only remembered by the run may be missing.
+    """
+    empty: dict[str, Any] = {"scores": [], "tasks": {"result": {}, "base": {}}, "ground_truth": None, "notes": []}
+    root = options.ground_truth or (None if options.no_ground_truth else truth_root(result.run))
+    if root is None:
+        if options.max_drop:
+            raise UniADError("--max-drop needs ground truth: give --ground-truth NUSCENES_ROOT")
+        return empty, {}
+    try:
+        from report.evaluate import driven_ways, evaluate, open_truth  # nuscenes-devkit is only needed here
+
+        with console.status("scoring against ground truth"):
+            truth, notes = open_truth(root, result.run)
+            tasks = {}
+            for side, path in (("result", options.input), ("base", options.base)):
+                tasks[side], more = evaluate(path, truth, side)
+                notes += more
+    except (UniADError, ImportError) as error:
+        if isinstance(error, ImportError):
+            error = UniADError(f"scores need {error.name}: install requirements-nuscenes.txt")
+        if options.ground_truth or options.max_drop:
+            raise error
+        return {**empty, "notes": [f"not scored against ground truth: {error}"]}, {}
+    boxes = sum(len(truth.objects(i).names) for i in range(len(truth)))
+    facts = {"root": str(root), "scenes": len(truth.heads), "frames": len(truth), "boxes": boxes}
+    rows = score_rows(tasks["result"], tasks["base"], dict(options.max_drop))
+    return {"scores": rows, "tasks": tasks, "ground_truth": facts, "notes": notes}, driven_ways(truth)
 
 
-def number(value: float | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:.4f}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
-    return f"{text} {unit}" if unit and unit != "score" else text
-
-
-def metric_cells(row: dict[str, Any]) -> list[str]:
-    limit = "" if row["limit"] is None else f"{'>=' if row['unit'] == '' else '<='} {row['limit']:g}"
-    verdict = {None: "", True: "ok", False: "BROKEN"}[row["kept"]]
-    perfect = 1.0 if row["unit"] == "" else 0.0
-    frame = "-" if row["worst"] in (None, perfect) else row["frame"]
-    cells = [row["title"], number(row["mean"], row["unit"]), number(row["worst"], row["unit"]), frame]
-    return [*cells, str(row["count"]), limit, verdict]
-
-
-def latency_cells(latency: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for stage in STAGES:
-        cells = [stage]
-        for side in ("result", "base"):
-            stats = latency[side]
-            cells += [f"{stats[stage][k]:.2f}" if stats else "-" for k in ("p50", "p90", "p99", "mean")]
-        ratio = latency["ratio_p50"][stage] if latency["ratio_p50"] else None
-        rows.append([*cells, "-" if ratio is None else f"{ratio:.3f}"])
-    return rows
-
-
-METRIC_HEADS = ("output", "mean / share", "worst", "worst frame", "count", "limit", "")
-LATENCY_HEADS = ("ms", "p50", "p90", "p99", "mean", "base p50", "base p90", "base p99", "base mean", "p50 ratio")
-
-
-def notes_of(summary: dict[str, Any]) -> list[str]:
-    """What the reader has to know beside the tables."""
-    latency = summary["latency"]
-    notes = [f"{summary[side]['path']}: no latency.json" for side in ("result", "base") if latency[side] is None]
-    if latency["result"] or latency["base"]:
-        notes.append(f"latency: frames left out at the start of each run: {latency['warmup_frames']}")
-    if latency["kept"] is False:
-        notes.append(f"BROKEN: whole frame, p50 ratio above {latency['limit']:g}")
-    held = "the worst frame" if summary["worst"] else "the whole run (mean, pooled share)"
-    notes.append(f"limits hold for {held}; '-': nothing to measure in either result")
-    return notes
-
-
-def verdict_of(summary: dict[str, Any]) -> str:
-    broken = [row["title"] for row in summary["metrics"] if row["kept"] is False]
-    if summary["latency"]["kept"] is False:
-        broken.append("latency ratio")
-    return f"BROKEN: {'; '.join(broken)}" if broken else "all limits kept"
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    def table(heads, rows) -> list[str]:
-        lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-        return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-    parts = [f"# Summary: {verdict_of(summary)}", ""]
-    for side in ("result", "base"):
-        run = summary[side]["run"]
-        facts = {key: run[key] for key in ("executor", "dtype", "device", "config") if isinstance(run.get(key), str)}
-        detail = ", ".join(f"{key} {value}" for key, value in facts.items())
-        parts.append(f"- {side}: `{summary[side]['path']}`{f' ({detail})' if detail else ''}")
-    parts += [f"- frames: {summary['frames']}", "", *table(METRIC_HEADS, map(metric_cells, summary["metrics"])), ""]
-    if summary["latency"]["result"] or summary["latency"]["base"]:
-        parts += [*table(LATENCY_HEADS, latency_cells(summary["latency"])), ""]
-    return "\n".join([*parts, *(f"- {note}" for note in notes_of(summary)), ""])
-
-
-def print_tables(console: Console, summary: dict[str, Any]) -> None:
-    """The same on the terminal, broken limits in red."""
-    title = f"{summary['result']['path']} against {summary['base']['path']}, {summary['frames']} frames"
-    shown = (0, 1, 2, 5, 6)  # what fits in 80 columns
-    table = Table(*(METRIC_HEADS[i] for i in shown), title=title, title_justify="left", box=box.SIMPLE)
-    for row in summary["metrics"]:
-        cells = metric_cells(row)
-        table.add_row(*(cells[i] for i in shown), style="bold red" if row["kept"] is False else None)
-    console.print(table)
-    if summary["latency"]["result"] or summary["latency"]["base"]:
-        table = Table(
-            Column("ms", no_wrap=True),
-            *LATENCY_HEADS[1:],
-            title="latency per frame",
-            title_justify="left",
-            box=box.SIMPLE,
-        )
-        for cells in latency_cells(summary["latency"]):
-            table.add_row(*cells)
-        console.print(table)
-    for note in notes_of(summary):
-        console.print(note, markup=False, highlight=False)
-    verdict = verdict_of(summary)
-    console.print(verdict, style="bold red" if verdict.startswith("BROKEN") else "bold green", markup=False)
+def worst_frames(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The frames whose plans are farthest off, and by which measure: from the driven way where that is known."""
+    for key, text in (("to_driven", "Farthest from the driven way"), ("to_base", "Farthest from the base's plan")):
+        if known := [row for row in rows if row[key]]:
+            return sorted(known, key=lambda row: -row[key])[:WORST_FRAMES], f"{text}, mean distance of the plan."
+    return [], ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,22 +181,31 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     shown = track(result.frames, "comparing frames", console=console, transient=True, disable=not console.is_terminal)
     rows = check_limits(compare(result, base, shown), options)
+    scored, driven = score(options, result, console)
+    shown_worst, worst_by = worst_frames(plan_errors(result, base, driven))
     summary = {
         "result": {"path": str(options.input), "run": result.run},
         "base": {"path": str(options.base), "run": base.run},
         "frames": len(result.frames),
         "worst": options.worst,
+        **scored,
         "metrics": rows,
         "latency": compare_latency(result, base, options),
+        "worst_frames": shown_worst,
+        "worst_by": worst_by,
     }
-    summary["passed"] = verdict_of(summary) == "all limits kept"
+    summary["passed"] = verdict_of(summary) == KEPT
     folder = options.output or options.input
-    with whole_file(folder / "summary.json") as part:
-        part.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    with whole_file(folder / "summary.md") as part:
-        part.write_text(markdown(summary))
+    texts = {
+        "summary.json": json.dumps(summary, indent=1, allow_nan=False) + "\n",
+        "summary.md": markdown(summary),
+        "summary.html": page(summary, {"result": result.latency, "base": base.latency}, folder),
+    }
+    for name, text in texts.items():
+        with whole_file(folder / name) as part:
+            part.write_text(text)
     print_tables(Console(), summary)
-    print(f"written: {folder / 'summary.json'}, {folder / 'summary.md'}")
+    print(f"written: {', '.join(str(folder / name) for name in texts)}")
     return 0 if summary["passed"] else 1
 
 

@@ -131,7 +131,7 @@ class GroundTruth:
             self._scenes = [(head, given[head.token]) for head in choose_scenes(heads, scenes or ["all"], str(infos))]
         self._frames = [(s, f) for s, (_, scene) in enumerate(self._scenes) for f in range(len(scene.sample_tokens))]
         self._index = {self.info(i).sample_token: i for i in range(len(self))}
-        self._maps_wanted = maps
+        self.has_maps = maps
         self._scene_maps: tuple[int, np.ndarray] = (-1, np.zeros(0))
         if maps:
             check_expansion(root, {head.location for head, _ in self._scenes})
@@ -253,7 +253,7 @@ class GroundTruth:
 
         Rows go with the lidar's y (ahead), columns with its x (right). Raises FrameError without maps.
         """
-        if not self._maps_wanted:
+        if not self.has_maps:
             raise FrameError(f"{self.root}: ground truth was opened without maps")
         scene, frame = self._frames[index]
         if self._scene_maps[0] != scene:
