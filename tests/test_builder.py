@@ -3,6 +3,7 @@
 import csv
 import enum
 import json
+import pathlib
 import resource
 import sys
 import time
@@ -19,8 +20,10 @@ from data.recipe import recipe_anchors, recipe_state
 from errors import UniADError
 from runtime import cuda, self_check, tensorrt_plan
 from runtime.plan_files import Sidecar, sidecar_path
+from trtllm import tensorrt_plugins
 from trtllm.tensorrt_builder import BuildOptions, Engine
 from trtllm.tensorrt_flavours import load_flavour
+from trtllm.tensorrt_plugins import PluginLibrary
 from weight import ANCHORS_KEY, COUNTER_SUFFIX, CModel
 
 TINY = load_config("tiny_e2e")
@@ -148,6 +151,26 @@ def test_plan_and_side_file(write, tmp_path):
     with open(tmp_path / "layers.tsv", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t"))
     assert rows[1] == ["img_backbone/conv1", "img_backbone/conv1/conv2d", "convolution", LAYERS[0][2]]
+
+
+def test_plugins_of_a_plan(write, monkeypatch, capsys):
+    """The side file says which library the engine needs; `auto` without one says so."""
+    library = PluginLibrary(pathlib.Path("library.so"), {"version": "1", "tensorrt": "8.6"})
+    monkeypatch.setattr(tensorrt_plan, "load_plugins", lambda flavour: library)
+    options = BuildOptions(plugins=["temporal_attention"])
+    arguments = (CModel(TINY, "v2.0", SOURCE, {}), TINY, load_flavour("tensorrt"))
+    facts = tensorrt_plan._facts(*arguments, options, TASKS)
+    assert (facts["plugins"], facts["plugins_library"]) == (["temporal_attention"], library.facts)
+    assert tensorrt_plan._facts(*arguments, BuildOptions(), TASKS)["plugins_library"] == {}
+
+    monkeypatch.setattr(tensorrt_plan, "write_tensorrt_plan", lambda *_, **__: tensorrt_plan.Built(1.0, 2, None, ""))
+    command = ["builder.py", "-i", "c-model", "-o", "engine.plan", "--backend", "tensorrt"]
+    for found, said in [(None, True), (library.path, False)]:
+        monkeypatch.setattr(tensorrt_plugins, "find_library", lambda path=found: path)
+        monkeypatch.setattr(sys, "argv", command)
+        what = builder.build_tensorrt(builder.parse_args(), arguments[0], list(TASKS))
+        assert ("--plugins auto: no plugin library here" in capsys.readouterr().out) == said
+        assert what.endswith("no plugins" if said else "4 kinds of plugins")
 
 
 def test_wrong_engine_is_not_written(write, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from runtime.plan_files import PlanError, sidecar_path, write_plan
 from runtime.session import SessionError, open_session
 from runtime.tensorrt_session import ALIGNMENT, pack, views
 from trtllm.tensorrt_flavours import load_flavour
+from trtllm.tensorrt_plugins import PluginLibrary
 
 CONFIG = load_config("tiny_e2e").replace(image_height=8, image_width=16)
 GRAPH = describe_graph(CONFIG, "float16")
@@ -236,16 +238,25 @@ def test_engines_that_do_not_fit(gpu, plan, facts, message, monkeypatch):
 
 
 def test_plugins_are_loaded_first(gpu, plan, monkeypatch):
-    change(plan, plugins=["deformable_attention"])
+    change(plan, plugins=["deformable_attention"], plugins_library={"version": "1"})
     monkeypatch.setenv("UNIAD_PLUGINS", str(plan.parent / "none.so"))
     with pytest.raises(UniADError, match="no plugin library there"):
         open_session(plan)
     order = []
     deserialize = gpu.trt.Runtime
-    monkeypatch.setattr(tensorrt_session, "load_plugins", lambda flavour: order.append("plugins"))
+
+    def load_plugins(flavour, version="1"):
+        order.append("plugins")
+        return PluginLibrary(pathlib.Path("library.so"), {"version": version})
+
+    monkeypatch.setattr(tensorrt_session, "load_plugins", load_plugins)
     monkeypatch.setattr(gpu.trt, "Runtime", lambda logger: order.append("runtime") or deserialize(logger))
     open_session(plan)
     assert order == ["plugins", "runtime"]
+    monkeypatch.setattr(tensorrt_session, "load_plugins", lambda flavour: load_plugins(flavour, "2"))
+    with pytest.raises(SessionError, match=r"needs version 1 of the plugin library, the one here .library.so. is vers"):
+        open_session(plan)
+    assert order[2:] == ["plugins"]
 
 
 def test_another_gpu_of_the_kind_is_a_warning(gpu, plan):

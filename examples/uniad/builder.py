@@ -139,10 +139,12 @@ def build_torch(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> 
 def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> str:
     from runtime.tensorrt_plan import write_tensorrt_plan
     from trtllm.tensorrt_builder import BuildOptions
-    from trtllm.tensorrt_plugins import select_plugins
+    from trtllm.tensorrt_plugins import BUILD_HINT, select_plugins
 
     flavour = load_flavour(args.backend, args.log_level)
     plugins = select_plugins(args.plugins, flavour)
+    if args.plugins == "auto" and not plugins and not flavour.rtx:
+        print(f"--plugins auto: no plugin library here, so none are used; {BUILD_HINT}")
     targets = args.sm or [cuda.compute_capability() if cuda.device_count() else A10]
     with progress_display() as progress:
         options = BuildOptions(

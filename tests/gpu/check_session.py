@@ -149,10 +149,9 @@ def check_full(path: pathlib.Path, dtype: str, c_model, folder: pathlib.Path, ch
         print(f"     full {dtype} frame {index} life cycle: {'; '.join(wrong) or 'equal'}")
 
 
-def build(path: pathlib.Path, dtype: str, c_model, flavour, plugins) -> pathlib.Path:
+def build(path: pathlib.Path, c_model, flavour, options: BuildOptions) -> pathlib.Path:
     """The engine, unless an earlier call left it there."""
     if not path.exists():
-        options = BuildOptions(dtype, compute_capabilities=[cuda.compute_capability()], plugins=plugins)
         built = write_tensorrt_plan(c_model, c_model.config, flavour, options, path, check=False)
         megabytes = path.stat().st_size / 1e6
         print(f"{path.name}: {built.num_layers} layers, {megabytes:.0f} MB, {built.seconds:.0f} s", flush=True)
@@ -170,6 +169,8 @@ def main() -> None:
     parser.add_argument("--backend", default="tensorrt", choices=("tensorrt", "tensorrt-rtx"))
     parser.add_argument("--sizes", default="tiny", type=lambda text: text.split(","), help="tiny,full (default: tiny)")
     parser.add_argument("--plugins", default="off", help="auto, off or names, as builder.py's (default: off)")
+    parser.add_argument("--builder-opt", type=int, choices=range(6), help="0 to 5: short builds to fast kernels")
+    parser.add_argument("--timing-cache", type=pathlib.Path, metavar="FILE", help="kernel times, used and updated")
     parser.add_argument("--recordings", metavar="FOLDER", type=pathlib.Path, help="holds full_frame_0.npz and _1.npz")
     parser.add_argument("--plans", metavar="FOLDER", type=pathlib.Path, help="keep engines here, and take those there")
     parser.add_argument("--out", metavar="FILE.json", type=pathlib.Path, help="write the results here too")
@@ -190,8 +191,15 @@ def main() -> None:
             name = {"tiny": golden.TINY, "full": golden.FULL}[size]
             c_model = golden.recipe_c_model(name, 96 if size == "tiny" else 256)
             for dtype in args.dtypes:
-                suffix = "_plugins" if plugins else ""
-                path = build(plans / f"{size}_{dtype}{suffix}.plan", dtype, c_model, flavour, plugins)
+                options = BuildOptions(
+                    dtype,
+                    optimization_level=args.builder_opt,
+                    timing_cache=args.timing_cache,
+                    compute_capabilities=[cuda.compute_capability()],
+                    plugins=plugins,
+                )
+                kind = "_".join(["", *plugins])  # another choice is another engine
+                path = build(plans / f"{size}_{dtype}{kind}.plan", c_model, flavour, options)
                 if size == "tiny":
                     check_tiny(path, dtype, c_model, checks)
                 else:

@@ -24,6 +24,7 @@ from runtime.tensorrt_session import TensorRTSession
 from trtllm import Tensor
 from trtllm.tensorrt_builder import BuildOptions, Engine, build_engine
 from trtllm.tensorrt_flavours import Flavour
+from trtllm.tensorrt_plugins import load_plugins
 from weight import CModel
 
 
@@ -119,6 +120,7 @@ def _facts(
         "workspace": options.workspace,
         "optimization_level": options.optimization_level,
         "plugins": list(options.plugins),
+        "plugins_library": load_plugins(flavour).facts if options.plugins else {},
         "profiling_verbosity": options.profiling_verbosity,
         "built_with": f"{flavour.backend} {flavour.version}, numpy {np.__version__}, Python "
         f"{platform.python_version()}, {sys.platform} {platform.machine()}",

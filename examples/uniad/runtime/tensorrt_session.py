@@ -101,8 +101,7 @@ class TensorRTSession:
         self._profiler: Any = None
         flavour = _flavour(path, sidecar)
         self._device = _check_device(path, sidecar)
-        if sidecar.facts.get("plugins"):
-            load_plugins(flavour)
+        _load_plugins(path, sidecar, flavour)
         free_before = cuda.memory_info()[0]
         self._logger = flavour.logger
         self._logger.errors.clear()  # those of engines before this one
@@ -267,6 +266,16 @@ def _flavour(path: pathlib.Path, sidecar: Sidecar) -> Flavour:
         message = f"{path} was built with {backend} {version}, here is {flavour.version}"
         raise SessionError(f"{message}: build it again with builder.py")
     return flavour
+
+
+def _load_plugins(path: pathlib.Path, sidecar: Sidecar, flavour: Flavour) -> None:
+    """The plugin library, where the engine needs it: TensorRT must know it before it loads the engine."""
+    if not sidecar.facts.get("plugins"):
+        return
+    library, needed = load_plugins(flavour), sidecar.facts.get("plugins_library", {}).get("version")
+    if library.facts["version"] != needed:
+        found = f"the one here ({library.path}) is version {library.facts['version']}"
+        raise SessionError(f"{path} needs version {needed} of the plugin library, {found}: build the engine again")
 
 
 def _check_device(path: pathlib.Path, sidecar: Sidecar) -> str:

@@ -91,10 +91,10 @@ def build_engine(
             raise UniADError("tensorrt-rtx has no timing cache: leave the option out")
         _read_timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(definition, config)
+    if options.timing_cache is not None:  # after a failure too: the next try finds what this one has measured
+        _write_timing_cache(config, options.timing_cache)
     if plan is None:
         raise UniADError(_build_failure(flavour))
-    if options.timing_cache is not None:
-        _write_timing_cache(config, options.timing_cache)
     layers = describe_layers(definition)
     del monitor, executor  # both had to live until here
     return Engine(bytes(plan), layers)

@@ -27,7 +27,7 @@ OPERATIONS = (
     "modulated_deform_conv2d_norm",
 )
 LIBRARY = "libuniad_plugins.so"
-BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"
+BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library
 
 
 class PluginLibrary(NamedTuple):
