@@ -90,8 +90,10 @@ class UniAD(Module):
     def _bev(self, inputs: Mapping[str, Tensor], prev_bev: Tensor) -> tuple[Tensor, Tensor]:
         """Images to the BEV map and its position encoding, (B,D) each."""
         features = self.img_neck(self.img_backbone(normalise_images(inputs["img"], self.config)))
-        geometry = (inputs[name] for name in ("can_bus", "lidar2img", "shift", "rotation"))
-        bev_embed, bev_pos = self.pts_bbox_head.get_bev_features(features, *geometry, prev_bev, inputs["has_prev"])
+        bev_embed, bev_pos = self.pts_bbox_head.get_bev_features(
+            features, inputs["can_bus"], inputs["lidar2img"], inputs["shift"], inputs["rotation"], prev_bev,
+            inputs["has_prev"],
+        )  # fmt: skip
         tap("bev.out", bev_embed)
         return bev_embed, bev_pos
 
