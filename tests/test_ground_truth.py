@@ -240,8 +240,8 @@ def test_cache(tmp_path, monkeypatch):
         path.chmod(0o644)
     first = GroundTruth(root, BASE, maps=False, cache=cache)
     opened = []
-    original = ground_truth._open_tables
-    monkeypatch.setattr(ground_truth, "_open_tables", lambda *a: opened.append(a) or original(*a))
+    original = ground_truth.open_tables
+    monkeypatch.setattr(ground_truth, "open_tables", lambda *a: opened.append(a) or original(*a))
     second = GroundTruth(root, BASE, maps=False, cache=cache)
     assert not opened and len(second) == 4
     for ours, theirs in zip(_arrays(first), _arrays(second), strict=True):

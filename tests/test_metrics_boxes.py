@@ -7,8 +7,8 @@ import pytest
 from support import assert_close, shared_path
 from truth_support import BASE, changed, perfect_results, real_truth
 
+from config import CONVENTIONS
 from errors import UniADError
-from runtime.boxes import CONVENTIONS
 from runtime.submission import META
 from runtime.submission import tracking_boxes as submission_boxes
 

@@ -3,12 +3,10 @@
 Both are files from elsewhere and both formats can carry code, so neither is ever unpickled freely.
 """
 
-import codecs
 import dataclasses
 import io
 import os
 import pathlib
-import pickle
 import re
 import warnings
 import zipfile
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from config import CONFIG_DIR, UniADConfig, load_config
+from data.plain_pickle import PickleError, PlainUnpickler
 from errors import UniADError
 from weight import COUNTER_SUFFIX, key_shapes
 
@@ -176,30 +175,6 @@ def fit_config(state: Mapping[str, torch.Tensor], model: str | None = None) -> U
     raise CheckpointError(f"the checkpoint does not fit model {config.name}: {report.describe()}")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits what numpy arrays and scalars of numbers are made of, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        multiarray = np.empty(0).__reduce__()[0].__module__  # numpy.core.multiarray or numpy._core.multiarray
-        if re.fullmatch(r"numpy\._?core\.multiarray", module) and name in ("_reconstruct", "scalar"):
-            return super().find_class(multiarray, name)
-        if re.fullmatch(r"numpy\._?core\.numeric", module) and name == "_frombuffer":
-            return super().find_class(multiarray.replace("multiarray", "numeric"), name)
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 spells bytes
-            return _encode_latin1
-        raise CheckpointError(
-            f"it asks for {module}.{name}, which is no numpy array; not loaded, no code of it was run"
-        )
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding}")
-    return codecs.encode(text, "latin1")
-
-
 def load_anchors(path: str | os.PathLike | None, config: UniADConfig) -> np.ndarray:
     """The motion anchors, float32 (groups, modes, steps, 2): x, y in metres relative to an agent, one step 0.5 s.
 
@@ -218,11 +193,11 @@ def load_anchors(path: str | os.PathLike | None, config: UniADConfig) -> np.ndar
         if data.startswith(b"\x93NUMPY"):
             groups = np.load(io.BytesIO(data), allow_pickle=False)
         else:
-            groups = _ArrayUnpickler(io.BytesIO(data)).load()["anchors_all"]
+            groups = PlainUnpickler(io.BytesIO(data)).load()["anchors_all"]
         if any(np.asarray(group).dtype.kind not in "fiu" for group in groups):
             raise ValueError("not arrays of numbers")
         anchors = np.stack([np.asarray(group, np.float32) for group in groups])
-    except CheckpointError as error:
+    except PickleError as error:
         raise CheckpointError(f"anchors {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises anything
         raise CheckpointError(f"anchors {path}: not an anchors file ({_first_line(error)})") from error

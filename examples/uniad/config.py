@@ -11,6 +11,8 @@ import pathlib
 
 from errors import UniADError
 
+# Upstream releases whose box and CAN bus conventions weights may follow (docs/fidelity.md).
+CONVENTIONS = ("v1.0.1", "v2.0")
 CONFIG_DIR = pathlib.Path(__file__).resolve().parent / "configs"
 
 

@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import CheckpointError, detect_convention, fit_config, load_anchors, load_checkpoint
+from config import CONVENTIONS
 from errors import one_line_errors
 from files import new_folder, sha256_of
-from weight import ANCHORS_KEY, CONVENTIONS, COUNTER_SUFFIX, TensorEntry, is_c_model, write_config, write_tensor
+from weight import ANCHORS_KEY, COUNTER_SUFFIX, TensorEntry, is_c_model, write_config, write_tensor
 
 DEFAULT_CONVENTION = "v1.0.1"  # the release of the published weights
 

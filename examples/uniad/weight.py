@@ -18,12 +18,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from config import CONFIG_DIR, ConfigError, UniADConfig, config_from_dict
+from config import CONFIG_DIR, CONVENTIONS, ConfigError, UniADConfig, config_from_dict
 from errors import UniADError
 from files import sha256_of
 
 FORMAT = 1
-CONVENTIONS = ("v1.0.1", "v2.0")
 ANCHORS_KEY = "motion_head.kmeans_anchors"
 COUNTER_SUFFIX = "num_batches_tracked"  # training counters of the batch norms: never stored
 _KEY = re.compile(r"\w+(\.\w+)*", re.ASCII)

@@ -8,7 +8,8 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEEP = ("in.", "active.", "sdc.", "result.", "carried.", "tracker.", "velo.", "membank.", "qim.", "plan.sdc",
-        "plan.collision", "bev.shift", "seg.res.drivable", "seg.res.lane", "occ.seg_out", "occ.ins_seg_out")  # fmt: skip
+        "plan.collision", "bev.shift",
+        "seg.res.drivable", "seg.res.lane", "occ.seg_out", "occ.ins_seg_out")  # fmt: skip
 LEFT_OUT = ("in.img", "in.img_u8", "tracker.pred_boxes")  # images come from recipe_inputs.py
 COPIED = ("recipe_weights.py", "recipe_inputs.py", "motion_anchors_standin.npy", "tiny/fp32_noise.tsv",
           "tiny/tiny_manifest.tsv")  # fmt: skip

@@ -19,7 +19,7 @@ from config import UniADConfig
 from data.frames import COMMANDS, FrameError, FrameInfo, Pose
 from data.infos import scenes_of_infos
 from data.map_truth import CLASSES, check_expansion, city_map, expansion_folder
-from data.nuscenes_source import EVAL_SPLITS, _choose_version, _open_tables, find_versions
+from data.nuscenes_source import EVAL_SPLITS, choose_version, find_versions, open_tables
 from data.occupancy_truth import IGNORE, RigidPose, draw_occupancy, ego_plan, footprints, reframe
 from data.scene_index import (
     FUTURE_STEPS,
@@ -118,8 +118,8 @@ class GroundTruth:
         self.root, self.config, self.convention, self.cache = root, config, convention, cache
         if not find_versions(root):
             raise FrameError(f"{root}: no nuScenes tables here (a folder like v1.0-mini): give a nuScenes root")
-        self.version = _choose_version(root, version)
-        index = SceneIndex(root / self.version, lambda: _open_tables(root, self.version), cache)
+        self.version = choose_version(root, version)
+        index = SceneIndex(root / self.version, lambda: open_tables(root, self.version), cache)
         if infos is None:
             heads = choose_scenes(index.heads, scenes or [EVAL_SPLITS.get(self.version, "all")], str(root))
             self._scenes = list(zip(heads, index.load(heads)))

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from config import CONVENTIONS
 from data.frames import FrameError
 from data.plain_pickle import load_plain_pickle
 from data.scene_index import Scene, future_points, planar_yaw, rotation_of
-from runtime.boxes import CONVENTIONS, to_nuscenes
+from runtime.boxes import to_nuscenes
 
 _FIELDS = (
     "token",

@@ -55,9 +55,9 @@ class NuScenesSource:
         can_bus: bool = True,
     ):
         self.root, self.config = root, config
-        self.version = _choose_version(root, version)
+        self.version = choose_version(root, version)
         self._use_can_bus = can_bus
-        self._nusc = _open_tables(root, self.version)
+        self._nusc = open_tables(root, self.version)
         self._scenes = self._select(scenes)
         self._samples = [sample for scene in self._scenes for sample in self._samples_of(scene)]
         self._no_can_bus: set[str] = set()
@@ -284,7 +284,7 @@ class NuScenesSource:
         return int(raw_width * scale), int(raw_height * scale), np.diag([scale, scale, 1.0, 1.0])
 
 
-def _choose_version(root: pathlib.Path, version: str | None) -> str:
+def choose_version(root: pathlib.Path, version: str | None) -> str:
     versions = find_versions(root)
     if version is not None and version not in versions:
         raise FrameError(f"{root}: no tables {version!r} here; there are: {', '.join(versions) or 'none'}")
@@ -293,7 +293,7 @@ def _choose_version(root: pathlib.Path, version: str | None) -> str:
     return version or versions[0]
 
 
-def _open_tables(root: pathlib.Path, version: str) -> Any:
+def open_tables(root: pathlib.Path, version: str) -> Any:
     try:
         from nuscenes.nuscenes import NuScenes
     except ImportError as error:

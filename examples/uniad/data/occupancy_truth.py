@@ -12,8 +12,9 @@ import dataclasses
 import cv2
 import numpy as np
 
+from config import CONVENTIONS
 from errors import UniADError
-from runtime.boxes import CONVENTIONS, wrap_angle
+from runtime.boxes import wrap_angle
 
 IGNORE = 255  # segmentation and instance where a frame has no ground truth
 _REPLACES_IGNORE = -20  # instance number of the object that would be 255

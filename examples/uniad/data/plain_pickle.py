@@ -18,7 +18,7 @@ class PickleError(UniADError):
     """A pickle is unreadable or asks for more than plain data."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
     """Admits what numpy arrays and scalars, ordered dictionaries and bytes are made of, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -46,7 +46,7 @@ def load_plain_pickle(path: pathlib.Path) -> Any:
     """The object in a pickle file of containers, strings, numbers and numpy arrays. Raises PickleError."""
     try:
         with open(path, "rb") as file:
-            return _PlainUnpickler(file).load()
+            return PlainUnpickler(file).load()
     except PickleError as error:
         raise PickleError(f"{path}: {error}") from error
     except OSError as error:

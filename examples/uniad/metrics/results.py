@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from config import CONVENTIONS
 from data.ground_truth import GroundTruth
 from errors import UniADError
 from report.compare import load_result
-from runtime.boxes import CONVENTIONS
 
 
 @dataclasses.dataclass(frozen=True)

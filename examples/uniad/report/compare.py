@@ -22,10 +22,10 @@ from scipy.optimize import linear_sum_assignment
 
 from errors import UniADError
 from runtime.boxes import wrap_angle
+from runtime.results import STAGES
 
 MATCH_DISTANCE = 2.0  # metres between centres at most, to take two detections for the same object
 PLAN_STEP = 0.5  # seconds
-STAGES = ("load", "preprocess", "engine", "postprocess", "optimise", "whole")
 
 # The result record: name -> (kinds of numbers, shape). Letters are sizes that must agree within a frame and, all but
 # N (tracks) and D (detections), between the two results.

@@ -16,9 +16,8 @@ x y z *l w* h yaw (datasets/data_utils/trajectory_api.py, generate_sdc_info).
 
 import numpy as np
 
+from config import CONVENTIONS
 from errors import UniADError
-
-CONVENTIONS = ("v1.0.1", "v2.0")
 
 # The corners of a unit box around its centre, heading along +x: the front face, then the rear face, each
 # top left, top right, bottom right, bottom left as the driver sees it (nuscenes-devkit's Box.corners).

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from config import UniADConfig
+from config import CONVENTIONS, UniADConfig
 from data.frames import Frame
 from errors import UniADError
-from runtime.boxes import CONVENTIONS
 
 
 def bev_shift(can_bus: np.ndarray, config: UniADConfig) -> np.ndarray:
