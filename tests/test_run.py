@@ -17,7 +17,7 @@ from support import SCRIPTS
 
 from data.frames import save_frame
 from errors import UniADError
-from runtime import results
+from runtime import frame, results
 
 FAKE = pathlib.Path(__file__).with_name("fake_session.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1"}
@@ -281,10 +281,10 @@ def test_decoding_runs_ahead_but_bounded():
 
     seen = []
     with pytest.raises(UniADError, match="frame 6"):
-        for index, _, _ in run.load_ahead(Source(), 0, 20):
+        for index, _, _ in frame.load_ahead(Source(), 0, 20):
             seen.append(index)
             time.sleep(0.01)
-            assert max(loaded) <= index + run.AHEAD
+            assert max(loaded) <= index + frame.AHEAD
     assert seen == [0, 1, 2, 3, 4, 5]
     assert max(loaded) > 6 or len(loaded) == 7
 

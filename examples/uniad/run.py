@@ -9,33 +9,30 @@ A run that was interrupted goes on at the scene where it stopped when the same c
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
+import os
 import pathlib
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data.frames import Frame, FrameSource, open_source
+from data.frames import FrameSource, open_source
 from errors import UniADError, one_line_errors
 from files import sha256_of
 from runtime import results
-from runtime.frame import Started, finish_frame, start_frame
+from runtime.frame import run_span, scene_ends
 from runtime.profile import profile_of, table
+from runtime.scale_out import run_workers
 from runtime.sequence import Sequence, SequenceState
 from runtime.session import DEVICES, DTYPES, Session, open_session
 from runtime.submission import META, tracking_boxes
-
-AHEAD = 3  # frames decoded ahead of the engine, at most
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,6 +44,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="type of the network (default: as the engine was built)")
     parser.add_argument("--no-cuda-graph", action="store_true", help="launch a TensorRT engine's kernels one by one")
     parser.add_argument("--profile", action="store_true", help="time a TensorRT engine's layers: RESULT/profile.json")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="run scenes side by side in N processes, one CPU thread each unless OMP_NUM_THREADS says otherwise; "
+        "GPUs are dealt out in turn. The result is the same for every N",
+    )
     parser.add_argument("--fresh", action="store_true", help="replace an earlier result in RESULT")
     parser.add_argument("--visualize", action="store_true", help="also draw each frame into RESULT/pictures")
     data = parser.add_argument_group("choice of frames")
@@ -109,6 +113,7 @@ def describe_run(args: argparse.Namespace, session: Session, source: FrameSource
             "collision_optim": not args.no_collision_optim,
         },
         "engine_path": str(args.engine.resolve()),
+        "workers": args.workers or 1,
         "command_line": shlex.join(sys.argv),
         "git_commit": git_commit(),
         "python": platform.python_version(),
@@ -119,30 +124,9 @@ def describe_run(args: argparse.Namespace, session: Session, source: FrameSource
     }
 
 
-def load_ahead(source: FrameSource, start: int, stop: int) -> Iterator[tuple[int, Frame, float]]:
-    """Frames in order with the seconds their decoding took; a background thread is up to AHEAD frames ahead."""
-
-    def load(index: int) -> tuple[int, Frame, float]:
-        started = time.perf_counter()
-        frame = source.load(index)
-        return index, frame, time.perf_counter() - started
-
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-        waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-        try:
-            for index in range(start, stop):
-                waiting.append(thread.submit(load, index))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def run_frames(args: argparse.Namespace, source: FrameSource, count: int, session: Session) -> None:
-    """Run all frames that are not done, one scene after the other."""
+def run_frames(args: argparse.Namespace, source: FrameSource, count: int, session: Session) -> np.ndarray:
+    """Run all frames that are not done, one scene after the other; seconds (frames, stages)."""
+    shutil.rmtree(args.output / "scenes", ignore_errors=True)  # of a run with --workers: begun again
     sequence = Sequence(session.config, session.convention, args.fix_scene_start)
     start, latency = 0, np.empty((0, len(results.STAGES)))
     progress = results.load_progress(args.output)
@@ -152,45 +136,51 @@ def run_frames(args: argparse.Namespace, source: FrameSource, count: int, sessio
         session.set_state(session_state)
         print(f"{args.output}: going on at frame {start + 1} of {count}")
     rows = list(latency)
-    in_flight: list[tuple[int, Started, float]] = []
     with tqdm(total=count, initial=start, unit="frame", desc="run") as bar:
-        for index, frame, load_seconds in load_ahead(source, start, count):
-            in_flight.append((index, start_frame(frame, sequence, session), load_seconds))
-            scene_ends = index + 1 == count or source.info(index + 1).scene_token != frame.scene_token
-            while len(in_flight) > (0 if scene_ends else 1):  # the engine works on a frame while the last is written
-                done, started, load = in_flight.pop(0)
-                record, seconds = finish_frame(started, session, not args.no_collision_optim)
-                results.write_record(results.frame_path(args.output, done, started.frame.sample_token), record)
-                rows.append(np.array([load, *seconds, load + sum(seconds)]))
-                bar.update()
-            if scene_ends:
+        span = run_span(source, start, count, sequence, session, not args.no_collision_optim)
+        for index, token, record, row in span:
+            results.write_record(results.frame_path(args.output, index, token), record)
+            rows.append(row)
+            bar.update()
+            if scene_ends(source, index, count):
                 state = sequence.state.to_arrays()
                 results.save_progress(args.output, index + 1, state, session.get_state(), np.stack(rows))
+    return np.stack(rows)
 
 
-def finish(args: argparse.Namespace, run: dict[str, Any], source: FrameSource, count: int, session: Session) -> None:
+def finish(
+    args: argparse.Namespace,
+    run: dict[str, Any],
+    source: FrameSource,
+    session: Session,
+    latency: np.ndarray,
+) -> None:
     """Write what is made from all frames: latency.json, results_nusc.json; then call the run complete."""
     boxes: dict[str, list[dict[str, Any]]] = {}
     dropped = 0
-    for index in range(count):
+    for index in range(len(latency)):
         token = source.info(index).sample_token
         record = results.read_arrays(results.frame_path(args.output, index, token))
         dropped += int(record.get("num_dropped", np.zeros(1)).sum())
         if "boxes_3d" in record:
             boxes[token] = tracking_boxes(record, source.pose(index), token, session.config, session.convention)
-    progress = results.load_progress(args.output)
-    if progress is not None:
-        results.write_latency(args.output, progress[-1])
+    results.write_latency(args.output, latency)
     if boxes:
         results.write_json(args.output / "results_nusc.json", {"meta": META, "results": boxes})
     run = {**run, "complete": True, "dropped_tracks": dropped}
     results.write_json(args.output / "run.json", run)
-    (args.output / "resume.npz").unlink(missing_ok=True)
+    clear_progress(args.output)
     if dropped:
         print(
             f"warning: {dropped} tracks found no slot and were dropped; build an engine with more than "
             f"{session.config.max_tracks} --max-tracks"
         )
+
+
+def clear_progress(output: pathlib.Path) -> None:
+    """Remove what only a run that goes on needs."""
+    (output / "resume.npz").unlink(missing_ok=True)
+    shutil.rmtree(output / "scenes", ignore_errors=True)
 
 
 def draw_pictures(args: argparse.Namespace, source: FrameSource, count: int, session: Session) -> None:
@@ -209,6 +199,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     if args.limit is not None and args.limit < 1:
         raise UniADError(f"--limit {args.limit}: give at least 1")
+    if args.workers is not None:
+        if args.workers < 1 or args.profile:
+            raise UniADError("--workers takes a number from 1 up, and no --profile: layers are timed by one process")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the workers inherit it
     earlier = results.read_run(args.output)
     session = open_session(args.engine, args.device, args.dtype, not args.no_cuda_graph)
     source = open_source(args.input, session.config, args.version, args.scenes, not args.no_can_bus)
@@ -220,17 +214,20 @@ def main(arguments: list[str] | None = None) -> None:
     if earlier is not None:
         results.check_same_run(args.output, earlier, run["identity"])
     if earlier is not None and earlier["complete"]:
-        (args.output / "resume.npz").unlink(missing_ok=True)
+        clear_progress(args.output)
         print(f"{args.output}: complete already, {count} frames; --fresh runs them again")
     else:
         results.write_json(args.output / "run.json", run)
         layer_times = session.start_profile() if args.profile else None
-        run_frames(args, source, count, session)
+        if args.workers:
+            latency = run_workers(args, run, open_session)
+        else:
+            latency = run_frames(args, source, count, session)
         if layer_times is not None:
             profile = profile_of(layer_times)
             results.write_json(args.output / "profile.json", profile)
             print(table(profile))
-        finish(args, run, source, count, session)
+        finish(args, run, source, session, latency)
     if args.visualize:
         draw_pictures(args, source, count, session)
     print(f"{args.output}: {count} frames, {len(run['scenes'])} scenes")

@@ -7,6 +7,7 @@
     RESULT/results_nusc.json                       tracking submission (runtime/submission.py)
     RESULT/pictures/                               with --visualize
     RESULT/resume.npz                              only while a run is under way
+    RESULT/scenes/                                 the same with --workers (runtime/scale_out.py)
 
 Every file appears whole or not at all.
 """
@@ -38,6 +39,7 @@ PARTS = (
     "summary.md",
     "summary.html",
     "resume.npz",
+    "scenes",
 )
 
 _TRACK_ROWS = ("boxes_3d", "scores_3d", "labels_3d", "track_scores", "track_ids")
