@@ -17,7 +17,7 @@ from track_support import (
     tiny_top_level,
 )
 
-from layers.track_decoder import CustomMSDeformableAttention
+from layers.deformable_attention import MultiScaleDeformableAttention
 from layers.track_head import BEVFormerTrackHead
 
 FACTOR = 1 / 20  # the floor holds the noise of the network before the decoder; here the inputs are the recorded ones
@@ -51,12 +51,13 @@ def detect(frame: Arrays, padding: int, seed: int = 0, see_empty: bool = False):
 
 def test_deformable_attention_op():
     arrays = golden("ops", "decoder_deform_attn.npz")
-    op = load_op_weights(CustomMSDeformableAttention(128, 8, 4, tuple(arrays["bev_hw"].tolist())), arrays)
+    op = load_op_weights(MultiScaleDeformableAttention(128, 8, 1, 4), arrays)
+    shape = tuple(arrays["bev_hw"].tolist())
     with torch_network():
         query, pos, bev = (const(arrays[name][:, 0]) for name in ("query", "query_pos", "value"))
         reference = arrays["reference_points"][0, :, 0]
-        assert_close(value(op(query, pos, bev, const(reference))), arrays["out"][:, 0], 5e-6, "op")
-        swapped = value(op(query, pos, bev, const(reference[:, ::-1])))
+        assert_close(value(op(query, pos, bev, const(reference), shape)), arrays["out"][:, 0], 5e-6, "op")
+        swapped = value(op(query, pos, bev, const(reference[:, ::-1]), shape))
         assert_differs(swapped, arrays["out"][:, 0], 1e-3, "x and y swapped")
 
 

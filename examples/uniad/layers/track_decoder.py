@@ -8,37 +8,11 @@ points. Deformable DETR (Zhu et al. 2021) as in UniAD's uniad/modules/decoder.py
 from collections.abc import Sequence
 
 from config import UniADConfig
-from layers.basic import FFN, LayerNorm, Linear, MmcvMultiheadAttention
+from layers.basic import FFN, LayerNorm, MmcvMultiheadAttention
+from layers.deformable_attention import MultiScaleDeformableAttention
 from trtllm import Module, ModuleList, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
-
-
-class CustomMSDeformableAttention(Module):
-    """Deformable attention of N queries to one map, with the query (without position) as residual.
-
-    Shapes: query and query_pos (N,D), value (B,D) with B = h*w, reference_points float32 (N,2) x, y in [0,1]
-    -> (N,D).
-    """
-
-    def __init__(self, embed_dims: int, num_heads: int, num_points: int, map_shape: tuple[int, int]):
-        super().__init__()
-        self.sampling_offsets = Linear(embed_dims, num_heads * num_points * 2)
-        self.attention_weights = Linear(embed_dims, num_heads * num_points)
-        self.value_proj = Linear(embed_dims, embed_dims)
-        self.output_proj = Linear(embed_dims, embed_dims)
-        self.num_heads, self.num_points, self.map_shape = num_heads, num_points, map_shape
-
-    def forward(self, query: Tensor, query_pos: Tensor, value: Tensor, reference_points: Tensor) -> Tensor:
-        n, d = query.shape
-        m, p = self.num_heads, self.num_points
-        positioned = query + query_pos
-        value = F.view(self.value_proj(value), (1, value.shape[0], m, d // m))  # (1,B,M,D/M)
-        offsets = F.view(self.sampling_offsets(positioned), (1, n, m, 1, p, 2))
-        logits = F.view(self.attention_weights(positioned), (1, n, m, p))
-        reference_points = F.view(reference_points, (1, n, 1, 2))
-        out = V.deformable_attention(value, reference_points, offsets, logits, [self.map_shape])  # (1,N,D)
-        return query + self.output_proj(F.squeeze(out, 0))
 
 
 class DetrTransformerDecoderLayer(Module):
@@ -46,21 +20,22 @@ class DetrTransformerDecoderLayer(Module):
 
     def __init__(self, config: UniADConfig):
         super().__init__()
-        d, bev_shape = config.embed_dims, (config.bev_h, config.bev_w)
+        d = config.embed_dims
         self.attentions = ModuleList(
             [
                 MmcvMultiheadAttention(d, config.num_heads),
-                CustomMSDeformableAttention(d, config.num_heads, config.num_points, bev_shape),
+                MultiScaleDeformableAttention(d, config.num_heads, 1, config.num_points),
             ]
         )
         self.ffns = ModuleList([FFN(d, config.feedforward_channels)])
         self.norms = ModuleList([LayerNorm(d) for _ in range(3)])
+        self.bev_shape = (config.bev_h, config.bev_w)
 
     def forward(
         self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, reference_points: Tensor, empty: Tensor
     ) -> Tensor:
         x = self.norms[0](self.attentions[0](query, query, query, query_pos, query_pos, empty))
-        x = self.norms[1](self.attentions[1](x, query_pos, bev_embed, reference_points))
+        x = self.norms[1](self.attentions[1](x, query_pos, bev_embed, reference_points, self.bev_shape))
         return self.norms[2](self.ffns[0](x))
 
 
