@@ -74,7 +74,7 @@ def test_pos2posemb2d():
     op = golden("ops", "pos_encodings.npz")
     points, expected = op["pos2posemb2d_in"], op["pos2posemb2d_out_128"]
     with torch_network():
-        assert_close(value(pos2posemb2d(const(points), 256)), expected, 1e-6, "pos2posemb2d")  # measured 2.4e-7
+        assert_close(value(pos2posemb2d(const(points), 256)), expected, 1e-6, "pos2posemb2d")  # measured 3.6e-7
         assert_differs(value(pos2posemb2d(const(points[:, ::-1]), 256)), expected, 1e-6, "x's half first")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from config import UniADConfig
 from layers.basic import Embedding, mlp, normalise_range
-from layers.motion_transformer import UPSTREAM_PI, GoalEmbedding, MotionTransformerDecoder, pos2posemb2d, rotate
+from layers.motion_transformer import UPSTREAM_PI, GoalEmbedding, MotionTransformerDecoder, pos2posemb2d, rotation
 from trtllm import Module, ModuleList, Parameter, Tensor, net_dtype, tap
 from trtllm import functional as F
 
@@ -47,18 +47,20 @@ class MotionHead(Module):
         self.traj_reg_branches = ModuleList([mlp(d, d, d, config.predict_steps * 5) for _ in range(last + 1)])
         self.config = config
 
-    def _embed(self, layer: Module, points: Tensor) -> Tensor:
-        """Float32 metres (…,2) -> (…,D) by one of the embedding layers."""
+    def _sines(self, *points: Tensor) -> list[Tensor]:
+        """Float32 metres, each (N,…,2) -> their sines and cosines, (N,…,D). All in one layer."""
+        position = normalise_range(F.concat(points, 0), self.config.pc_range)
         # Only the sines are narrowed: positions in float16 would lose the high frequencies.
-        position = normalise_range(points, self.config.pc_range)
-        return layer(F.cast(pos2posemb2d(position, self.config.embed_dims), net_dtype()))
+        sines = F.cast(pos2posemb2d(position, self.config.embed_dims), net_dtype())
+        return F.split(sines, [p.shape[0] for p in points], 0)
 
     def embed_goals(self, agent: Tensor, ego: Tensor, offset: Tensor) -> GoalEmbedding:
         """Embed goals, each float32 (N,P,2) in metres: in the agent's frame, the ego's, the ego's axes at the agent."""
+        agent, ego, offset = self._sines(agent, ego, offset)
         return GoalEmbedding(
-            self._embed(self.agent_level_embedding_layer, agent),
-            self._embed(self.scene_level_ego_embedding_layer, ego),
-            self._embed(self.scene_level_offset_embedding_layer, offset),
+            self.agent_level_embedding_layer(agent),
+            self.scene_level_ego_embedding_layer(ego),
+            self.scene_level_offset_embedding_layer(offset),
         )
 
     def _class_table(self, id_lists: Iterable[tuple[int, ...]]) -> Tensor:
@@ -102,24 +104,21 @@ class MotionHead(Module):
         agent_labels = F.concat([labels, sdc_label], 0)  # (A+1)
         agent_valid = F.concat([valid, F.constant(np.ones(1, bool))], 0)  # (A+1)
         centre = F.narrow(boxes, 1, 0, 2)  # (A+1,2)
-        angle = F.select(boxes, 1, 6) - UPSTREAM_PI  # (A+1)
-        track_query_pos = self._embed(self.boxes_query_embedding_layer, centre)  # (A+1,D)
+        to_ego_axes = rotation(F.select(boxes, 1, 6) - UPSTREAM_PI)  # A+1 agents
+        track_query_pos = self.boxes_query_embedding_layer(*self._sines(centre))  # (A+1,D)
 
         # Of an anchor only its end, the goal, is used. What depends on the group alone is computed per group.
         group = F.index_select(self._class_table(self.config.group_id_list), 0, agent_labels)  # (A+1)
         groups, modes, steps, _ = self.kmeans_anchors.shape
         anchor_goals = F.select(self.kmeans_anchors.value, 2, steps - 1)  # (G,P,2)
-        agent_embed = self._embed(self.agent_level_embedding_layer, anchor_goals)  # (G,P,D)
-        agent_intention = self.motionformer.intention_interaction_layers(agent_embed)  # (G,P,D)
         learnable_embed = F.view(self.learnable_motion_query_embedding.weight.value, (groups, modes, -1))
         learnable_embed = F.index_select(learnable_embed, 0, group)  # (A+1,P,D)
-        offset_goal = rotate(F.index_select(anchor_goals, 0, group), angle)  # (A+1,P,2)
+        offset_goal = to_ego_axes.turn(F.index_select(anchor_goals, 0, group))  # (A+1,P,2)
         ego_goal = offset_goal + F.unsqueeze(centre, 1)
-        embedding = GoalEmbedding(
-            F.index_select(agent_intention, 0, group),  # (A+1,P,D)
-            self._embed(self.scene_level_ego_embedding_layer, ego_goal),
-            self._embed(self.scene_level_offset_embedding_layer, offset_goal),
-        )
+        embedding = self.embed_goals(anchor_goals, ego_goal, offset_goal)  # (G,P,D) and twice (A+1,P,D)
+        agent_embed = embedding.agent
+        agent_intention = self.motionformer.intention_interaction_layers(agent_embed)  # (G,P,D)
+        embedding = embedding._replace(agent=F.index_select(agent_intention, 0, group))  # (A+1,P,D)
         traj_query, trajectory = self.motionformer(
             track_query,
             track_query_pos,
@@ -127,7 +126,7 @@ class MotionHead(Module):
             lane_query + lane_query_pos,
             bev_embed,
             centre,
-            angle,
+            to_ego_axes,
             ego_goal,
             embedding,
             learnable_embed,

@@ -23,18 +23,31 @@ def pos2posemb2d(pos: Tensor, embed_dims: int, temperature: float = 10000.0) -> 
     """Sines and cosines of positions: float32 (…,2) x, y in fractions -> float32 (…,embed_dims), y's half first."""
     half = embed_dims // 2
     frequency = np.float32(temperature) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
+    # Sine and cosine alternate. A cosine is a sine a quarter turn on: TensorRT 8.6 compiles around each layer of sines
+    # or cosines, so that there should be few.
+    quarter_turns = np.tile(np.float32([0, math.pi / 2]), half // 2)
     x, y = F.split(pos * (2 * math.pi), 1, -1)  # (…,1)
-    angle = F.stack([y, x], -2) / F.constant(frequency)  # (…,2,half/2)
-    waves = F.stack([F.sin(angle), F.cos(angle)], -1)  # (…,2,half/2,2): sine and cosine alternate
-    return F.view(waves, (*pos.shape[:-1], embed_dims), False)
+    angle = F.stack([y, x], -2) / F.constant(np.repeat(frequency, 2)) + F.constant(quarter_turns)  # (…,2,half)
+    return F.view(F.sin(angle), (*pos.shape[:-1], embed_dims), False)
 
 
-def rotate(points: Tensor, angle: Tensor) -> Tensor:
-    """Turn float32 points (N,P,2) counter-clockwise by angle (N), radians."""
-    # Element by element: a matrix product may run in TF32, which metres can't take.
-    c, s = (F.view(f(angle), (points.shape[0], 1, 1)) for f in (F.cos, F.sin))
-    x, y = F.split(points, 1, -1)  # (N,P,1)
-    return F.concat([x * c - y * s, x * s + y * c], -1)
+class Rotation(NamedTuple):
+    """Counter-clockwise turns of N agents' points, float32 (N,1,1) each."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def turn(self, points: Tensor, back: bool = False) -> Tensor:
+        """Float32 points (N,P,2), turned; `back`: clockwise."""
+        # Element by element: a matrix product may run in TF32, which metres can't take.
+        x, y = F.split(points, 1, -1)  # (N,P,1)
+        c, s = self.cosine, -self.sine if back else self.sine
+        return F.concat([x * c - y * s, x * s + y * c], -1)
+
+
+def rotation(angle: Tensor) -> Rotation:
+    """Of angles (N), float32, radians."""
+    return Rotation(*(F.view(f(angle), (angle.shape[0], 1, 1)) for f in (F.cos, F.sin)))
 
 
 class SharedMemoryDecoderLayer(TransformerDecoderLayer):
@@ -106,7 +119,7 @@ class MotionTransformerDecoder(Module):
         map_memory: Tensor,
         bev_embed: Tensor,
         centre: Tensor,
-        angle: Tensor,
+        to_ego_axes: Rotation,
         ego_goal: Tensor,
         embedding: GoalEmbedding,
         learnable_embed: Tensor,
@@ -121,7 +134,7 @@ class MotionTransformerDecoder(Module):
             map_memory: (K,D), map queries with their positions.
             bev_embed: (B,D).
             centre: float32 (N,2), boxes' x, y, metres.
-            angle: float32 (N), rotation from the anchors' frame to the ego's axes, radians.
+            to_ego_axes: from the anchors' frames to the ego's axes, of each agent.
             ego_goal: float32 (N,P,2), the anchors' last points in the ego's frame, metres.
             embedding: of that goal; its agent part after intention_interaction_layers.
             learnable_embed: (N,P,D), the latent anchors.
@@ -158,7 +171,7 @@ class MotionTransformerDecoder(Module):
             if layer + 1 < self.num_layers:  # the ends of these trajectories are the next layer's goals
                 offset_goal = F.select(path, 2, self.predict_steps - 1)  # (N,P,2)
                 ego_goal = offset_goal + F.unsqueeze(centre, 1)
-                embedding = embed_goals(rotate(offset_goal, -angle), ego_goal, offset_goal)
+                embedding = embed_goals(to_ego_axes.turn(offset_goal, back=True), ego_goal, offset_goal)
 
             tap(f"motion.layer{layer}.track_agent", of_agents)
             tap(f"motion.layer{layer}.map", of_map)

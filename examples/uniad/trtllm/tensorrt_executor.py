@@ -166,9 +166,8 @@ class TensorRTExecutor:
         return self._add(layer, op, dtype)
 
     def clip(self, x, low, high):
-        layer = self.network.add_activation(x, self.trt.ActivationType.CLIP)
-        layer.alpha, layer.beta = low, high
-        return self._add(layer, "clip", self._type(x))
+        # Not as an activation: 8.6 takes no clip into the regions that it compiles, and would part them here.
+        return self.binary("min", self.binary("max", x, self._fill(x, low)), self._fill(x, high))
 
     def where(self, condition, a, b):
         return self._unless_bool("where", lambda a, b: self.network.add_select(condition, a, b), a, b)
