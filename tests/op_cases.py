@@ -388,6 +388,10 @@ case("modulated_deform_conv2d", lambda x, o: V.modulated_deform_conv2d(x, o, wei
      lambda x, o: V.modulated_deform_conv2d(x, -o, weight(DCN_WEIGHT), stride=2), IMAGE, OFFSET_MASK,
      tolerance=(1e-5, 5e-3))
 
+LINEAR, LINEAR_BIAS = normal(6, 4, scale=0.5), normal(6)
+case("linear", lambda x: V.linear(x, weight(LINEAR), weight(LINEAR_BIAS)),
+     lambda t, x: x @ t.tensor(LINEAR).T + t.tensor(LINEAR_BIAS), lambda x: V.linear(x, weight(LINEAR)),
+     normal(2, 7, 4))
 QUERY, KEY, VALUES = normal(2, 7, 4), normal(2, 9, 4), normal(2, 9, 4)  # (heads,Q|K,C)
 HIDDEN = _random.random((7, 9)) < 0.5
 HIDDEN[:, 2] = False

@@ -176,6 +176,9 @@ REFUSED = {
         lambda: V.grid_sample(zeros(1, 1, 2, 2, dtype="float16"), zeros(1, 2, 2, 2)), TypeError, "float16 at float32"),
     "grid_sample border": (
         lambda: V.grid_sample(zeros(1, 1, 2, 2), zeros(1, 2, 2, 2), padding_mode="border"), ValueError, "border"),
+    "linear of two types": (lambda: V.linear(zeros(2, 3), zeros(4, 3, dtype="float16")), TypeError, "linear: types"),
+    "attention of two types": (
+        lambda: V.attention(zeros(2, 3), zeros(4, 3), zeros(4, 3, dtype="float16")), TypeError, "attention: types"),
     "atan2 of float16": (lambda: V.atan2(zeros(2, dtype="float16"), zeros(2, dtype="float16")), TypeError, "float32"),
     "deform conv": (
         lambda: V.modulated_deform_conv2d(zeros(1, 2, 4, 4), zeros(1, 18, 4, 4), zeros(2, 2, 3, 3)), ValueError, "tap"),

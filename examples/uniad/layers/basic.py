@@ -21,8 +21,7 @@ class Linear(Module):
         self.has_bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.matmul(x, self.weight.value, transb=True)  # (…,out)
-        return y + self.bias.value if self.has_bias else y
+        return V.linear(x, self.weight.value, self.bias.value if self.has_bias else None)
 
 
 class Conv2d(Module):
@@ -127,7 +126,7 @@ class MultiheadAttention(Module):
         d, m = self.embed_dims, self.num_heads
         weight = F.narrow(self.in_proj_weight.value, 0, part * d, d)
         bias = F.narrow(self.in_proj_bias.value, 0, part * d, d)
-        y = F.matmul(x, weight, transb=True) + bias  # (…,L,D)
+        y = V.linear(x, weight, bias)  # (…,L,D)
         y = F.view(y, (*x.shape[:-1], m, d // m), False)  # (…,L,heads,D/heads)
         return F.transpose(y, -3, -2)  # (…,heads,L,D/heads)
 

@@ -150,6 +150,9 @@ class TorchExecutor:
             b = b.reshape(b.shape[-2:])
         return torch.matmul(a, b)
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None):
+        return make(TF.linear(x.handle, weight.handle, bias.handle if bias is not None else None), x.dtype)
+
     def einsum(self, equation, xs):
         return torch.einsum(equation, *xs)
 

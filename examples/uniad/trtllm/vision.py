@@ -12,6 +12,7 @@ import numpy as np
 from trtllm import functional as F
 from trtllm.functional import make
 from trtllm.network import FLOATS, Tensor, default_net
+from trtllm.pointwise import _one_type
 
 BLOCKED = -10000.0  # logit of a masked key: exp() of it is 0 in both types, and no row can become NaN
 
@@ -175,6 +176,16 @@ def modulated_deform_conv2d_norm(
     return F.relu(out) if relu else out
 
 
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input weight^T + bias: (…,in) with weight (out,in) and bias (out) -> (…,out)."""
+    _one_type("linear", input, weight, *([bias] if bias is not None else []))
+    custom = _offered("linear", input, weight, bias)
+    if custom is not None:
+        return custom
+    out = F.matmul(input, weight, transb=True)  # (…,out)
+    return out + bias if bias is not None else out
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention of heads (Vaswani et al. 2017): softmax(query key^T / sqrt(C)) value.
 
@@ -187,6 +198,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None 
     Returns:
         (…,Q,C).
     """
+    _one_type("attention", query, key, value)
     custom = _offered("attention", query, key, value, blocked)
     if custom is not None:
         return custom
