@@ -25,7 +25,7 @@ def pos2posemb2d(pos: Tensor, embed_dims: int, temperature: float = 10000.0) -> 
     frequency = np.float32(temperature) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
     # Sine and cosine alternate. A cosine is a sine a quarter turn on: TensorRT 8.6 compiles around each layer of sines
     # or cosines, so that there should be few.
-    quarter_turns = np.tile(np.float32([0, math.pi / 2]), half // 2)
+    quarter_turns = np.tile(np.array([0, math.pi / 2], np.float32), half // 2)
     x, y = F.split(pos * (2 * math.pi), 1, -1)  # (…,1)
     angle = F.stack([y, x], -2) / F.constant(np.repeat(frequency, 2)) + F.constant(quarter_turns)  # (…,2,half)
     return F.view(F.sin(angle), (*pos.shape[:-1], embed_dims), False)
