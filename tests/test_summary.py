@@ -183,6 +183,10 @@ def test_outputs_that_an_engine_was_built_without_are_not_scored(tmp_path, root,
 
     reports, notes = evaluate(write_result(tmp_path / "small", root, truth, small), truth, "base")
     assert set(reports) == {"planning"} and len(notes) == 5 and "base: occupancy not scored" in notes[-1]
+    facts = json.loads((tmp_path / "small" / "run.json").read_text())
+    write_json(tmp_path / "small" / "run.json", {**facts, "scores": {"map": {"lanes": 0.5}, "planning": {}}})
+    brought, notes = evaluate(tmp_path / "small", truth, "base")
+    assert brought == {"map": {"lanes": 0.5}, **reports} and "base: map as the original computed it" in notes
     rows = {row["name"]: row for row in score_rows({}, reports, {"L2": 0.1, "NDS": 0.1})}
     assert rows["L2"]["kept"] is False  # only the result lacks it
     assert rows["NDS"]["kept"] is True and rows["NDS"]["difference"] is None

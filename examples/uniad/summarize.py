@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import sys
+import tempfile
 from typing import Any
 
 from rich.console import Console
@@ -55,7 +56,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         epilog="Exit status: 0 all limits kept, 1 a limit broken, 2 bad input.",
     )
     parser.add_argument("-i", "--input", type=pathlib.Path, required=True, metavar="RESULT", help="result folder")
-    parser.add_argument("-b", "--base", type=pathlib.Path, required=True, metavar="BASE_RESULT", help="base result")
+    parser.add_argument(
+        "-b",
+        "--base",
+        type=pathlib.Path,
+        required=True,
+        metavar="BASE_RESULT",
+        help="base result, or the original's results.pkl",
+    )
     parser.add_argument("-o", "--output", type=pathlib.Path, metavar="DIR", help="where to write (default: RESULT)")
     truth = parser.add_argument_group("ground truth")
     truth.add_argument(
@@ -175,6 +183,20 @@ def worst_frames(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    if not options.base.is_file():
+        return summarize(options, str(options.base))
+    with tempfile.TemporaryDirectory(prefix="uniad-base-") as scratch:
+        from report.original import write_original  # needs torch
+
+        result = load_result(options.input, "result")
+        names, folder = {name.split("_", 1)[1]: name for name in result.frames}, pathlib.Path(scratch)
+        write_original(options.base, names, str(result.run.get("convention")), folder)
+        base_name, options.base = str(options.base), folder
+        return summarize(options, base_name)
+
+
+def summarize(options: argparse.Namespace, base_name: str) -> int:
+    """Compare, score, write and print; the exit status."""
     if options.warmup < 0:
         raise UniADError(f"--warmup {options.warmup}: give 0 or more")
     result, base = load_result(options.input, "result"), load_result(options.base, "base result")
@@ -182,10 +204,12 @@ def main(arguments: list[str] | None = None) -> int:
     shown = track(result.frames, "comparing frames", console=console, transient=True, disable=not console.is_terminal)
     rows = check_limits(compare(result, base, shown), options)
     scored, driven = score(options, result, console)
+    if base.lacks:
+        scored["notes"].append("base: boxes taken to be in the result's convention, which results.pkl does not tell")
     shown_worst, worst_by = worst_frames(plan_errors(result, base, driven))
     summary = {
         "result": {"path": str(options.input), "run": result.run},
-        "base": {"path": str(options.base), "run": base.run},
+        "base": {"path": base_name, "run": base.run},
         "frames": len(result.frames),
         "worst": options.worst,
         **scored,

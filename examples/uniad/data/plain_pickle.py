@@ -7,7 +7,8 @@ import collections
 import pathlib
 import pickle
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,9 +20,18 @@ class PickleError(UniADError):
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Admits what numpy arrays and scalars, ordered dictionaries and bytes are made of, and nothing else."""
+    """Admits what numpy arrays and scalars, ordered dictionaries and bytes are made of, and what stands in `classes`.
+
+    `classes` maps (module, name) to what takes its place.
+    """
+
+    def __init__(self, file: IO[bytes], classes: Mapping[tuple[str, str], Any] | None = None):
+        super().__init__(file)
+        self._classes = classes or {}
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._classes:
+            return self._classes[module, name]
         multiarray = np.empty(0).__reduce__()[0].__module__  # numpy.core.multiarray or numpy._core.multiarray
         if re.fullmatch(r"numpy\._?core\.multiarray", module) and name in ("_reconstruct", "scalar"):
             return super().find_class(multiarray, name)
@@ -42,11 +52,12 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return codecs.encode(text, "latin1")
 
 
-def load_plain_pickle(path: pathlib.Path) -> Any:
-    """The object in a pickle file of containers, strings, numbers and numpy arrays. Raises PickleError."""
+def load_plain_pickle(path: pathlib.Path, classes: Mapping[tuple[str, str], Any] | None = None) -> Any:
+    """The object in a pickle file of containers, strings, numbers and numpy arrays, and of what `classes` puts in the
+    place of (module, name). Raises PickleError."""
     try:
         with open(path, "rb") as file:
-            return PlainUnpickler(file).load()
+            return PlainUnpickler(file, classes).load()
     except PickleError as error:
         raise PickleError(f"{path}: {error}") from error
     except OSError as error:

@@ -8,13 +8,14 @@ averaged over all matched objects of all frames; shares are pooled: sums of hits
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,6 +109,11 @@ class Result:
     frames: dict[str, pathlib.Path]
     latency: dict[str, np.ndarray] | None  # seconds per stage and frame; None: there is no latency.json
 
+    @property
+    def lacks(self) -> list[str]:
+        """Outputs that its frames were never given (report/original.py)."""
+        return self.run.get("lacks", [])
+
 
 # --- reading ---
 
@@ -163,18 +169,19 @@ def _read_latency(path: pathlib.Path) -> dict[str, np.ndarray]:
     return table
 
 
-def read_frame(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The arrays of one frame file and the sizes found, checked against RECORD. Raises UniADError."""
+def read_frame(path: pathlib.Path, lacks: Iterable[str] = ()) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The arrays of one frame file and the sizes found, checked against RECORD less `lacks`. Raises UniADError."""
+    record = {key: value for key, value in RECORD.items() if key not in set(lacks)}
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in RECORD if key not in file.files]
+            missing = [key for key in record if key not in file.files]
             if missing:
                 raise UniADError(f"{path}: not a whole result record, {', '.join(missing)} missing")
-            arrays = {key: file[key] for key in RECORD}
+            arrays = {key: file[key] for key in record}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: one array
         raise UniADError(f"{path}: not a readable frame file ({error}); make the result again") from error
     sizes: dict[str, int] = {}
-    for key, (kinds, shape) in RECORD.items():
+    for key, (kinds, shape) in record.items():
         array = arrays[key]
         if array.dtype.kind not in kinds:
             raise UniADError(f"{path}: {key} holds {array.dtype}")
@@ -187,7 +194,7 @@ def read_frame(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, int
                 raise UniADError(f"{path}: {key} has shape {array.shape}, expected ({', '.join(map(str, shape))})")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UniADError(f"{path}: {key} holds NaN or infinity")
-    if len(np.unique(arrays["track_ids"])) != sizes["N"]:
+    if "track_ids" in arrays and len(np.unique(arrays["track_ids"])) != sizes["N"]:
         raise UniADError(f"{path}: a track id occurs twice")
     return arrays, sizes
 
@@ -260,37 +267,72 @@ def _compare_boxes(
 
 
 def compare_frame(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[Errors, Shares]:
-    """Every metric of one frame of a result against the same frame of the base."""
-    _, i, j = np.intersect1d(a["track_ids"], b["track_ids"], assume_unique=True, return_indices=True)
-    errors, shares = _compare_boxes("track", a, b, "", (i, j))
-    centres = (a["boxes_3d_det"][:, :3].astype(np.float64), b["boxes_3d_det"][:, :3].astype(np.float64))
-    found = _compare_boxes("detection", a, b, "_det", match_by_distance(*centres, MATCH_DISTANCE))
-    errors |= found[0]
-    shares |= found[1]
+    """Every metric of one frame of a result against the same frame of the base, of the outputs that both have."""
+    errors: Errors = {}
+    shares: Shares = {}
+    for key, compare_outputs in _COMPARED.items():
+        if key in a and key in b:
+            found = compare_outputs(a, b)
+            errors |= found[0]
+            shares |= found[1]
+    return errors, shares
 
+
+def _compare_tracks(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[Errors, Shares]:
+    _, i, j = np.intersect1d(a["track_ids"], b["track_ids"], assume_unique=True, return_indices=True)
+    return _compare_boxes("track", a, b, "", (i, j))
+
+
+def _compare_detections(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[Errors, Shares]:
+    centres = (a["boxes_3d_det"][:, :3].astype(np.float64), b["boxes_3d_det"][:, :3].astype(np.float64))
+    return _compare_boxes("detection", a, b, "_det", match_by_distance(*centres, MATCH_DISTANCE))
+
+
+def _compare_trajectories(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[Errors, Shares]:
+    _, i, j = np.intersect1d(a["track_ids"], b["track_ids"], assume_unique=True, return_indices=True)
     rows_a, rows_b = np.append(i, -1), np.append(j, -1)  # matched tracks, then the ego
     paths = a["traj"][rows_a, ..., :2].astype(np.float64) - b["traj"][rows_b, ..., :2]  # (P+1,modes,steps,2)
     ade = np.linalg.norm(paths, axis=-1).mean(axis=-1)  # (P+1,modes)
     scores_a, scores_b = a["traj_scores"][rows_a].astype(np.float64), b["traj_scores"][rows_b].astype(np.float64)
-    errors["traj_error"], errors["ego_traj_error"] = ade[:-1], ade[-1]
-    errors["mode_score_error"] = np.abs(np.exp(scores_a) - np.exp(scores_b))  # the record holds logarithms
+    mode_scores = np.abs(np.exp(scores_a) - np.exp(scores_b))  # the record holds logarithms
     same_mode = scores_a.argmax(axis=1) == scores_b.argmax(axis=1)
-    shares["best_mode_agreement"] = (int(same_mode.sum()), len(same_mode))
+    errors = {"traj_error": ade[:-1], "ego_traj_error": ade[-1], "mode_score_error": mode_scores}
+    return errors, {"best_mode_agreement": (int(same_mode.sum()), len(same_mode))}
 
-    shares["drivable_iou"] = _iou(a["map_drivable"], b["map_drivable"])
+
+def _compare_maps(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[Errors, Shares]:
+    shares = {"drivable_iou": _iou(a["map_drivable"], b["map_drivable"])}
     for lane, mask_a, mask_b in zip(_LANES, a["map_lane"], b["map_lane"]):
         shares[f"lane_{lane}_iou"] = _iou(mask_a, mask_b)
-    errors["lane_score_error"] = np.abs(a["map_lane_score"].astype(np.float64) - b["map_lane_score"])
-    shares["occ_iou"] = _iou(a["occ_seg"], b["occ_seg"])
-    shares["occ_instance_agreement"] = instance_agreement(a["occ_ins"], b["occ_ins"])
+    return {"lane_score_error": np.abs(a["map_lane_score"].astype(np.float64) - b["map_lane_score"])}, shares
 
-    for name, key in (("raw_plan", "sdc_traj_raw"), ("plan", "sdc_traj")):
-        distance = np.linalg.norm(a[key].astype(np.float64) - b[key], axis=-1)  # (plan steps)
-        errors[f"{name}_error"] = distance
-        for seconds in (1, 2, 3):
-            step = round(seconds / PLAN_STEP)
-            errors[f"{name}_{seconds}s_error"] = distance[step - 1 : step]
-    return errors, shares
+
+def _compare_occupancy(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[Errors, Shares]:
+    instances = instance_agreement(a["occ_ins"], b["occ_ins"])
+    return {}, {"occ_iou": _iou(a["occ_seg"], b["occ_seg"]), "occ_instance_agreement": instances}
+
+
+def _compare_plans(
+    key: str, name: str, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]
+) -> tuple[Errors, Shares]:
+    distance = np.linalg.norm(a[key].astype(np.float64) - b[key], axis=-1)  # (plan steps)
+    errors = {f"{name}_error": distance}
+    for seconds in (1, 2, 3):
+        step = round(seconds / PLAN_STEP)
+        errors[f"{name}_{seconds}s_error"] = distance[step - 1 : step]
+    return errors, {}
+
+
+# the output that stands for a group -> how the group is compared
+_COMPARED: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], tuple[Errors, Shares]]] = {
+    "boxes_3d": _compare_tracks,
+    "boxes_3d_det": _compare_detections,
+    "traj": _compare_trajectories,
+    "map_lane": _compare_maps,
+    "occ_seg": _compare_occupancy,
+    "sdc_traj_raw": functools.partial(_compare_plans, "sdc_traj_raw", "raw_plan"),
+    "sdc_traj": functools.partial(_compare_plans, "sdc_traj", "plan"),
+}
 
 
 # --- measuring a run ---
@@ -323,8 +365,8 @@ def compare(result: Result, base: Result, progress: Iterable[str] | None = None)
     counts: dict[str, int] = defaultdict(int)
     worst: dict[str, tuple[float, str]] = {}
     for name in progress if progress is not None else result.frames:
-        (a, sizes_a), (b, sizes_b) = read_frame(result.frames[name]), read_frame(base.frames[name])
-        for size in sizes_a:
+        (a, sizes_a), (b, sizes_b) = (read_frame(side.frames[name], side.lacks) for side in (result, base))
+        for size in sizes_a.keys() & sizes_b.keys():
             if size not in "ND" and sizes_a[size] != sizes_b[size]:
                 raise UniADError(f"frame {name}: {sizes_a[size]} {size}, but {sizes_b[size]} in the base: other models")
         errors, shares = compare_frame(a, b)

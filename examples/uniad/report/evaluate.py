@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -51,13 +52,19 @@ def open_truth(root: pathlib.Path, run: Mapping[str, Any]) -> tuple[GroundTruth,
 
 
 def evaluate(path: pathlib.Path, truth: GroundTruth, what: str) -> tuple[dict[str, Any], list[str]]:
-    """The reports of all tasks for a result folder, by name, and notes on those left out. Raises UniADError."""
-    results = read_results(path)
+    """The reports of all tasks for a result folder, by name, and notes on those left out. Raises UniADError.
+
+    Scores that a run brings with it (report/original.py) stand in for what its frames don't hold.
+    """
+    results, brought = read_results(path), json.loads((path / "run.json").read_text()).get("scores", {})
     have = set(next(iter(results.records.values())))
     reports, notes = {}, []
     for task, (function, needed) in TASKS.items():
         missing = [key for key in needed if key not in have]
-        if missing:
+        if brought.get(task):
+            reports[task] = brought[task]
+            notes.append(f"{what}: {task} as the original computed it")
+        elif missing:
             notes.append(f"{what}: {task} not scored, its frames have no {', '.join(missing)}")
         elif task != "map" or truth.has_maps:
             reports[task] = function(results, truth)
