@@ -3,7 +3,9 @@
 import html.parser
 import json
 import re
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import summarize
@@ -205,3 +207,51 @@ def test_small_parts(tmp_path):
     assert charts.ticks(0) == [0, 1] and charts.ticks(7.3) == [0, 2, 4, 6, 8] and charts.ticks(0.1)[-1] >= 0.1
     one = charts.histogram("x", "ms", {"result": np.array([3.0])}, ["s0"])
     assert "nan" not in one
+
+
+# --- films ---
+
+
+def test_film(tmp_path, root, truth, base, capsys):
+    """Prediction beside ground truth, two frames of a scene; H.264 with even sides, read back."""
+    from report import video
+
+    small = tmp_path / "small"
+    shutil.copytree(base, small)
+    for path in sorted((small / "frames").iterdir())[2:]:
+        path.unlink()
+    common = ["-i", str(small), "--ground-truth", str(root), "--width", "1001"]
+    video.main([*common, "-o", str(tmp_path / "films"), "--scene", "scene-0103"])
+    film = cv2.VideoCapture(str(tmp_path / "films" / "scene-0103.mp4"))
+    codec = int(film.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
+    assert codec in (b"h264", b"avc1") and film.get(cv2.CAP_PROP_FRAME_COUNT) == 2 and film.get(cv2.CAP_PROP_FPS) == 2
+    image = film.read()[1].astype(int)
+    assert image.shape[1] == 1000 and image.shape[0] % 2 == 0
+    left, right = image[60:, :500], image[60:, 500:]
+    assert np.abs(left - right).mean() < 12  # a perfect prediction looks like the truth
+    video.main([*common, "-o", str(tmp_path / "truth.mp4"), "--show", "truth", "--width", "500"])
+    alone = cv2.VideoCapture(str(tmp_path / "truth.mp4")).read()[1].astype(int)
+    assert alone.shape[1] == 500 and np.abs(alone[60:] - right).mean() < 6
+    assert np.abs(alone[60:] - right[::-1]).mean() > 20
+    for more, reason in ((["--scene", "x"], "no frames of scene 'x'"), (["--data", str(tmp_path / "no")], "--data")):
+        with pytest.raises(UniADError, match=reason):
+            video.main([*common, "-o", str(tmp_path / "a.mp4"), *more])
+    with pytest.raises(UniADError, match="--show both needs"):
+        video.main(["-i", str(small), "-o", str(tmp_path / "a.mp4"), "--show", "both"])
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_truth_as_a_record(truth):
+    from report.video import truth_record
+
+    index = len(truth) - 3
+    record, objects, plan = truth_record(truth, index), truth.objects(index), truth.plan(index)
+    assert record["sdc_traj"].shape == (2, 2) and plan.mask.sum() == 2  # two keyframes are left
+    rows = np.flatnonzero((objects.labels >= 0) & (objects.points > 0))
+    assert record["track_ids"].tolist() == objects.instance[rows].tolist() and len(record["traj"]) == len(rows) + 1
+    ends = record["boxes_3d"][:, :2] + record["traj"][:-1, 0, -1]
+    known = objects.future_mask[rows].sum(1)
+    assert set(known) >= {2}
+    for end, row, steps in zip(ends, rows, known):
+        last = objects.future[row, steps - 1] if steps else objects.boxes[row, :2]
+        np.testing.assert_allclose(end, last, atol=1e-6)

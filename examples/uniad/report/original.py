@@ -98,7 +98,9 @@ def _record(result: Mapping[str, Any]) -> dict[str, np.ndarray]:
     record |= {key: np.asarray(result[key].tensor, np.float32) for key in _BOXES if key in result}
     if "planning_traj" in result:
         # Its planning metric negates x in place, in this very tensor: turned back.
-        record["sdc_traj"] = np.asarray(result["planning_traj"], np.float32).reshape(-1, 2) * np.float32([-1, 1])
+        record["sdc_traj"] = np.asarray(result["planning_traj"], np.float32).reshape(-1, 2) * np.array(
+            [-1, 1], np.float32
+        )
     return record
 
 
