@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCRIPTS := examples/uniad
 DEMO := $(CURDIR)/demo
 
-.PHONY: demo test lint test-full plugins clean
+.PHONY: demo test lint test-full bench plugins clean
 
 demo: $(READY)  ## all five steps on a tiny checkpoint and a generated nuScenes-mini, on the CPU
 	cd $(SCRIPTS) && $(PY) -m data.recipe -o $(DEMO)/input --frames 1
@@ -23,6 +23,10 @@ test: $(READY)  ## the default suite, under 8 minutes on 2 cores
 
 test-full: $(READY)  ## the full-size model against its goldens: about 4 minutes and 4 GB
 	$(PY) -m pytest -m full
+
+bench: $(READY)  ## times and memory of the torch executor on this CPU, the tiny model and full size: about 4 minutes
+	$(PY) benchmarks/benchmark_cpu.py --model tiny_e2e -n 10 --warm-up 2 -o build/bench/cpu_tiny.json
+	$(PY) benchmarks/benchmark_cpu.py --model base_e2e -n 3 -o build/bench/cpu_base.json
 
 lint: $(READY)  ## style and types
 	$(PY) -m ruff check .

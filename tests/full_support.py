@@ -7,10 +7,12 @@ shape in `<key>@shape`.
 import csv
 import dataclasses
 import functools
+import os
 import resource
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
+import torch
 from network_support import recipe, torch_network
 from support import golden, max_error, shared_path
 from test_model import as_tensor, empty_state
@@ -178,6 +180,7 @@ class FrameRun:
 @functools.cache
 def own_runs() -> list[FrameRun]:
     """Both recorded frames one after another, with the state that our own graph carries."""
+    torch.set_num_threads(os.cpu_count() or 1)  # conftest.py leaves one, for the default suite's two processes
     images = recipe("recipe_inputs").sequence(CONFIG.image_height, CONFIG.image_width, frames=2)
     sequence, state, runs = Sequence(CONFIG, "v2.0"), empty_state(CONFIG), []
     for index, raw in enumerate(images):
