@@ -141,7 +141,7 @@ def compare_latency(result: Result, base: Result, options: argparse.Namespace) -
     return {**sides, "ratio_p50": ratio, "warmup_frames": options.warmup, "limit": limit, "kept": kept}
 
 
-def score(options: argparse.Namespace, result: Result, console: Console) -> tuple[dict[str, Any], dict[str, Driven]]:
+def score(options: argparse.Namespace, result: Result) -> tuple[dict[str, Any], dict[str, Driven]]:
     """The summary's `scores`, `tasks`, `ground_truth` and `notes`, and the driven ways by sample token.
 
     Ground truth that was asked for must be there; the one that is only remembered by the run may be missing.
@@ -155,12 +155,11 @@ def score(options: argparse.Namespace, result: Result, console: Console) -> tupl
     try:
         from report.evaluate import driven_ways, evaluate, open_truth  # nuscenes-devkit is only needed here
 
-        with console.status("scoring against ground truth"):
-            truth, notes = open_truth(root, result.run)
-            tasks = {}
-            for side, path in (("result", options.input), ("base", options.base)):
-                tasks[side], more = evaluate(path, truth, side)
-                notes += more
+        truth, notes = open_truth(root, result.run)
+        tasks = {}
+        for side, path in (("result", options.input), ("base", options.base)):
+            tasks[side], more = evaluate(path, truth, side)
+            notes += more
     except (UniADError, ImportError) as error:
         if isinstance(error, ImportError):
             error = UniADError(f"scores need {error.name}: install requirements-nuscenes.txt")
@@ -203,7 +202,7 @@ def summarize(options: argparse.Namespace, base_name: str) -> int:
     console = Console(stderr=True)
     shown = track(result.frames, "comparing frames", console=console, transient=True, disable=not console.is_terminal)
     rows = check_limits(compare(result, base, shown), options)
-    scored, driven = score(options, result, console)
+    scored, driven = score(options, result)
     if base.lacks:
         scored["notes"].append("base: boxes taken to be in the result's convention, which results.pkl does not tell")
     shown_worst, worst_by = worst_frames(plan_errors(result, base, driven))

@@ -32,6 +32,7 @@ SCORES: tuple[Score, ...] = (
     Score("IDS", "tracking.ids", "", False),
     Score("NDS", "detection.nds"),
     Score("mAP", "detection.mean_ap"),
+    Score("mAP-present", "detection.mean_ap_present"),
     Score("IoU-lane", "map.lanes"),
     Score("IoU-drivable", "map.drivable"),
     Score("IoU-divider", "map.divider"),

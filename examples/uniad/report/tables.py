@@ -72,11 +72,12 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
     notes = list(summary["notes"])
     if truth is not None:
         facts = f"{truth['scenes']} scene{'s' * (truth['scenes'] != 1)}, {truth['frames']} keyframes"
-        notes.append(f"scores against ground truth {truth['root']}: {facts}, {truth['boxes']} annotated boxes")
+        notes.append(f"scores against ground truth {truth['root']}: {facts}, {truth['boxes']} annotated objects")
         if truth["scenes"] < FEW_SCENES:
             notes.append(
                 f"NOISY: {facts} are too few for a figure to be published or compared with the full validation split; "
-                "read differences, and small ones not at all (docs/metrics.md)"
+                "read differences, and small ones not at all. Classes that do not occur count as 0 in NDS and mAP, but "
+                "not in mAP-present (docs/metrics.md)"
             )
     notes += [f"{summary[side]['path']}: no latency.json" for side in ("result", "base") if latency[side] is None]
     if latency["result"] or latency["base"]:
