@@ -167,20 +167,21 @@ def test_tile_of_the_convolution(library):
     """The tile that leaves the busiest processor the least, with the sizes that deform_conv.cu offers."""
     shared = {tile: tile[0] * (180 + 128) + tile[1] * 192 for tile in ((64, 256), (144, 256), (80, 512))}
     resident = {(64, 256): 2, (144, 256): 1, (80, 512): 1}
+    percent = {(64, 256): 100, (144, 256): 114, (80, 512): 105}
     library.uniad_tile_cost.restype = ctypes.c_int64
 
     def costs(pixels, channels, gpu):
         gpu = (ctypes.c_int * 3)(*gpu)
-        sizes = {tile: (ctypes.c_int * 4)(*tile, shared[tile], resident[tile]) for tile in shared}
+        sizes = {tile: (ctypes.c_int * 5)(*tile, shared[tile], resident[tile], percent[tile]) for tile in shared}
         return {t: library.uniad_tile_cost(size, ctypes.c_int64(pixels), channels, gpu) for t, size in sizes.items()}
 
     h100, a10 = (132, 233472, 232448), (72, 102400, 101376)
     # 544 blocks in 264 places: two rounds of two, then one block alone; 242 blocks in 132: two rounds
-    assert costs(6 * 58 * 100, 256, h100) == {(64, 256): 5 * 64 * 256, (144, 256): 2 * 144 * 256, (80, 512): -1}
+    assert costs(6 * 58 * 100, 256, h100) == {(64, 256): 500 * 64 * 256, (144, 256): 228 * 144 * 256, (80, 512): -1}
     # 272 blocks: one round of two, one block alone; 122 and 109 blocks: one round
-    assert costs(6 * 29 * 50, 512, h100) == {(64, 256): 3 * 64 * 256, (144, 256): 144 * 256, (80, 512): 80 * 512}
+    assert costs(6 * 29 * 50, 512, h100) == {(64, 256): 300 * 64 * 256, (144, 256): 114 * 144 * 256, (80, 512): 105 * 80 * 512}
     small = costs(6 * 58 * 100, 256, a10)  # no place for two blocks, nor for 512 channels at all
-    assert small == {(64, 256): 8 * 64 * 256, (144, 256): 4 * 144 * 256, (80, 512): -1}
+    assert small == {(64, 256): 800 * 64 * 256, (144, 256): 456 * 144 * 256, (80, 512): -1}
     assert costs(6 * 29 * 50, 512, a10)[80, 512] == -1
     assert set(costs(600, 64, h100).values()) == {-1}
 

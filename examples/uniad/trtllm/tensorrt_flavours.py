@@ -113,6 +113,12 @@ class Flavour:
         if not self.strongly_typed and dtype == "float16":
             config.set_flag(flags.FP16)
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+        if not self.strongly_typed:
+            # 8.6 takes its own kernels, but hands every plugin the handles of cuBLAS and cuDNN and wants both installed
+            # for it. Ours need neither.
+            sources = self.trt.TacticSource.__members__
+            own = [name for name in sources if not name.startswith(("CUBLAS", "CUDNN"))]
+            config.set_tactic_sources(sum(1 << int(sources[name]) for name in own))
         if not self.rtx:
             return  # it builds for the GPU that it runs on
         known = self.trt.ComputeCapability.__members__

@@ -256,14 +256,14 @@ int launch(const UniadDeformConv& a, cudaStream_t stream) {
 }
 
 // The tiles that the plugin chooses from; the last one where the channels divide by none of the others.
-using Small = ConvTile<64, 256, 2, 4, 2>;
+using Small = ConvTile<64, 256, 1, 8, 2>;
 using Large = ConvTile<144, 256, 3, 4>;
 using Wide = ConvTile<80, 512, 1, 16>;
 using Narrow = ConvTile<64, 64, 2, 2, 4>;
 
 template <typename Tile>
-constexpr uniad::TileSize size_of() {
-    return {Tile::kPixels, Tile::kOutputs, Tile::kShared, Tile::kResident};
+constexpr uniad::TileSize size_of(int percent) {
+    return {Tile::kPixels, Tile::kOutputs, Tile::kShared, Tile::kResident, percent};
 }
 
 int launch_cheapest(const UniadDeformConv& a, cudaStream_t stream) {
@@ -289,9 +289,9 @@ int launch_cheapest(const UniadDeformConv& a, cudaStream_t stream) {
             chosen = candidate;
         }
     };
-    offer(size_of<Small>(), launch<Small>);
-    offer(size_of<Large>(), launch<Large>);
-    offer(size_of<Wide>(), launch<Wide>);
+    offer(size_of<Small>(100), launch<Small>);
+    offer(size_of<Large>(114), launch<Large>);
+    offer(size_of<Wide>(105), launch<Wide>);
     return chosen(a, stream);
 }
 
@@ -321,10 +321,10 @@ extern "C" int uniad_deform_conv(const UniadDeformConv* arguments, int type, int
 #if defined(UNIAD_VARIANTS)
     switch (variant) {  // pixels, outputs, warps
         case 1: return launch<ConvTile<128, 256, 2, 4>>(a, stream);
-        case 2: return launch<Small>(a, stream);
+        case 2: return launch<ConvTile<64, 256, 2, 4, 2>>(a, stream);
         case 3: return launch<ConvTile<128, 256, 4, 4>>(a, stream);
         case 4: return launch<Large>(a, stream);
-        case 5: return launch<ConvTile<64, 256, 1, 8, 2>>(a, stream);
+        case 5: return launch<Small>(a, stream);
         case 6: return launch<Wide>(a, stream);  // 512 channels
         case 7: return launch<ConvTile<48, 256, 1, 8, 3>>(a, stream);
         case 8: return launch<ConvTile<144, 256, 3, 8>>(a, stream);

@@ -88,13 +88,15 @@ UNIAD_HD int packed_channel(int row) {
 /// What a float16 tile asks of a processor (SM), and what a GPU has.
 struct TileSize {
     int pixels, outputs, shared, resident;  // shared: bytes of a block; resident: blocks at a time its registers allow
+    int percent;  // measured time for a pixel and channel, relative to the fastest tile's
 };
 struct Processors {
     int count, shared, shared_of_block;  // bytes of shared memory: of a processor, of one block
 };
 constexpr int kReservedShared = 1024;  // bytes that the system takes of each block's
 
-/// Pixels x channels that the busiest processor multiplies, one block after the other; -1 where the tile doesn't fit.
+/// Pixels x channels that the busiest processor multiplies, one block after the other, in the fastest tile's hundredths;
+/// -1 where the tile doesn't fit.
 /// What decides is how well the last round fills the GPU: 6 x 29 x 50 pixels and 512 channels are 136 blocks of
 /// 128 x 256, and 132 processors then take two rounds, the second for four blocks.
 inline int64_t tile_cost(const TileSize& tile, int64_t pixels, int out_channels, const Processors& gpu) {
@@ -106,7 +108,7 @@ inline int64_t tile_cost(const TileSize& tile, int64_t pixels, int out_channels,
     const int64_t blocks = (pixels + tile.pixels - 1) / tile.pixels * (out_channels / tile.outputs);
     const int64_t slots = resident * gpu.count, last = blocks % slots;
     const int64_t in_turn = blocks / slots * resident + (last + gpu.count - 1) / gpu.count;
-    return in_turn * tile.pixels * tile.outputs;
+    return in_turn * tile.pixels * tile.outputs * tile.percent;
 }
 
 }  // namespace uniad
