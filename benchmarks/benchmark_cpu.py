@@ -35,8 +35,8 @@ from run import git_commit  # noqa: E402
 from config import UniADConfig  # noqa: E402
 from data.frames import Frame, open_source  # noqa: E402
 from errors import UniADError, one_line_errors  # noqa: E402
+from files import whole_file  # noqa: E402
 from model import load_model  # noqa: E402
-from report.output import whole_file  # noqa: E402
 from runtime.frame import finish_frame, start_frame  # noqa: E402
 from runtime.profile import profile_of, table  # noqa: E402
 from runtime.self_check import check_frames  # noqa: E402

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,6 +42,26 @@ def _remove_leftovers(parent: pathlib.Path, prefix: str) -> None:
 
 
 @contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Give a temporary sibling to write; at the end of the block it takes the place of `path`.
+
+    Where the block fails nothing stays behind. Raises UniADError where the file cannot be written.
+    """
+    target = pathlib.Path(path)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UniADError(f"cannot write {path}: {reason}: give a folder that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def new_folder(path: str | os.PathLike, is_ours: Callable[[pathlib.Path], bool], what: str) -> Iterator[pathlib.Path]:
     """Fill a temporary sibling folder; at the end of the block it takes the place of `path`.
 
@@ -55,13 +76,13 @@ def new_folder(path: str | os.PathLike, is_ours: Callable[[pathlib.Path], bool],
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target.parent, prefix)
-        work = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        work = target.with_name(prefix + secrets.token_hex(8))
+        work.mkdir()  # mkdtemp's would stay private
     except OSError as error:
         raise UniADError(f"cannot write {path}: {error.strerror}: give a folder that can be written") from error
     descriptor = _lock(work)
     try:
         yield work
-        work.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
         if target.exists():
             old = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             os.replace(target, old)
@@ -77,10 +98,3 @@ def new_folder(path: str | os.PathLike, is_ours: Callable[[pathlib.Path], bool],
         shutil.rmtree(work, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _umask() -> int:
-    """The process's file mode mask; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import track
 
 from errors import UniADError, one_line_errors
+from files import whole_file
 from report.compare import METRICS, STAGES, Metric, Result, compare, load_result, summarize_latency
-from report.output import whole_file
 from report.page import page
 from report.scores import Driven, find_score, plan_errors, score_rows, truth_root
 from report.tables import KEPT, markdown, print_tables, verdict_of

@@ -32,7 +32,7 @@ from data.scene_index import (
     rotation_of,
 )
 from errors import UniADError
-from report.output import whole_file
+from files import whole_file
 from runtime.boxes import from_nuscenes
 
 FUTURE_FRAMES = 6  # of occupancy and plan, half seconds

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data.frames import FrameError
 from errors import UniADError
-from report.output import whole_file
+from files import whole_file
 
 FUTURE_STEPS = 12  # half seconds
 _FUTURE_SECONDS = 6.15  # nuscenes-devkit allows 0.15 s beyond the six seconds

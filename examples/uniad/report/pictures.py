@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from config import UniADConfig
 from data.frames import COMMANDS, Frame
-from report.output import whole_file
+from files import whole_file
 from runtime.boxes import box_corners
 
 Colour = tuple[int, ...]

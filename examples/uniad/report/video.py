@@ -23,9 +23,9 @@ from config import UniADConfig, config_from_dict
 from data.frames import Frame, FrameSource, open_source
 from data.ground_truth import GroundTruth
 from errors import UniADError, one_line_errors
+from files import whole_file
 from report.compare import Result, load_result
 from report.evaluate import open_truth
-from report.output import whole_file
 from report.pictures import draw_frame
 from report.scores import lookup
 from runtime.results import read_arrays

@@ -43,7 +43,10 @@ def write_plan(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
             plan = pathlib.Path(work, path.name)
+            plan.touch()
+            mode = plan.stat().st_mode
             write(plan)
+            plan.chmod(mode)  # safetensors makes its files private
             sidecar_path(plan).write_text(json.dumps({**facts, "plan_sha256": sha256_of(plan)}, indent=1))
             if check is not None:
                 check(plan)

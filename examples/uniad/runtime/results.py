@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from errors import UniADError
-from report.output import whole_file
+from files import whole_file
 
 KIND = "uniad-result"
 STAGES = ("load", "preprocess", "engine", "postprocess", "optimise", "whole")

@@ -18,7 +18,7 @@ from config import UniADConfig
 from data.frames import Frame
 from data.recipe import recipe_frames
 from errors import UniADError
-from report.output import whole_file
+from files import whole_file
 from runtime.sequence import Sequence
 from runtime.session import Session
 

@@ -14,8 +14,8 @@ import numpy as np
 from graph_io import TASKS, describe_graph, input_specs, state_specs
 
 from config import UniADConfig
+from files import whole_file
 from model import UniAD, load_model
-from report.output import whole_file
 from runtime import cuda
 from runtime.plan_files import Sidecar, write_plan
 from runtime.self_check import Finding, check_engine, load_reference, torch_reference

@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from errors import UniADError
+from files import whole_file
 from trtllm.network import Network, Tensor, net_guard
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
@@ -166,9 +166,8 @@ def _read_timing_cache(config: Any, path: pathlib.Path) -> None:
 
 def _write_timing_cache(config: Any, path: pathlib.Path) -> None:
     data = config.get_timing_cache().serialize()
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+    with whole_file(path) as part:
+        part.write_bytes(data)
 
 
 def _build_failure(flavour: Flavour) -> str:
