@@ -239,6 +239,58 @@ class FakeEngineV2(FakeEngine):
     create_execution_context_without_device_memory = None
 
 
+class FakeRuntimeCache:
+    def __init__(self, engine):
+        self.engine, self.kernels = engine, b""
+
+    def deserialize(self, blob):
+        fits = blob.startswith(self.engine.environment)
+        self.kernels = blob if fits else self.kernels
+        return fits
+
+    def serialize(self):
+        return self.kernels
+
+
+class FakeRuntimeConfig:
+    def __init__(self, engine):
+        self.engine, self.strategy, self.cache = engine, None, None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return FakeRuntimeCache(self.engine)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class FakeRTXEngine(FakeEngineV2):
+    """Of TensorRT for RTX: a context that finds no kernels in its runtime cache compiles them when it first runs."""
+
+    environment = b"Fake A10, 1.7.1:"
+    compiled = 0
+
+    def create_runtime_config(self):
+        return FakeRuntimeConfig(self)
+
+    def create_execution_context(self, config):
+        assert config.strategy == "user managed"
+        context = FakeContext(self)
+        run = context.execute_async_v3
+
+        def execute_async_v3(stream):
+            if not config.cache.kernels:
+                self.compiled += 1
+                config.cache.kernels = self.environment + b"kernels"
+            return run(stream)
+
+        context.execute_async_v3 = execute_async_v3
+        return context
+
+
 class FakeTensorRT(types.ModuleType):
     """Stands in for tensorrt or tensorrt_rtx; any plan "deserializes" to `engine`, or fails with `error`."""
 

@@ -22,6 +22,7 @@ from graph_io import TensorSpec
 
 from errors import UniADError
 from runtime import cuda
+from runtime.kernel_cache import read_kernels, write_kernels
 from runtime.plan_files import Sidecar
 from runtime.session import TENSORRT_KINDS, SessionError
 from trtllm.tensorrt_flavours import Flavour, load_flavour
@@ -116,13 +117,17 @@ class TensorRTSession:
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
         self._output = cuda.DeviceBuffer(self._outputs.nbytes)
         self._scratch = cuda.DeviceBuffer(flavour.scratch_bytes(self._engine))  # one: contexts never run together
-        contexts = [flavour.create_context(self._engine, int(self._scratch.handle)) for _ in range(IN_FLIGHT)]
+        self._kernels = flavour.compiled_kernels(self._engine, read_kernels(path, sidecar.sha256))
+        scratch = int(self._scratch.handle)
+        contexts = [flavour.create_context(self._engine, scratch, self._kernels) for _ in range(IN_FLIGHT)]
         if None in contexts:
             raise _failure(path, "TensorRT can't create an execution context", self._logger)
         self._slots = [self._make_slot(context) for context in contexts]
         self._pending: collections.deque[_Slot] = collections.deque()
         self._next = 0
         self._warm_up(cuda_graph)
+        if self._kernels is not None and not self._kernels.known:  # all that there is to compile is compiled now
+            write_kernels(path, sidecar.sha256, self._kernels.serialize())
         self.reset()
         self._stream.synchronize()
         self.device_memory = free_before - cuda.memory_info()[0]

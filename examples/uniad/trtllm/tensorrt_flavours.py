@@ -4,9 +4,10 @@
 |---|---|---|
 | 8.6 | precision constraints per layer that computes | on the GPU that runs the engine |
 | 10.x, 11.x | strongly typed | on the GPU that runs the engine |
-| TensorRT for RTX | strongly typed | anywhere, for stated compute capabilities |
+| TensorRT for RTX | strongly typed | anywhere, for stated compute capabilities; kernels are compiled where it runs |
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Sequence
@@ -41,6 +42,25 @@ def _make_logger(trt: Any, verbosity: str) -> Any:
             return self.errors[-1].splitlines()[0] if self.errors else "no reason given"
 
     return Logger()
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledKernels:
+    """How contexts of a TensorRT for RTX engine are created, and the cache of the kernels that it compiles for them.
+
+    Attributes:
+        config: TensorRT's IRuntimeConfig; it must live as long as the contexts.
+        cache: its IRuntimeCache.
+        known: the cache was filled from an earlier start.
+    """
+
+    config: Any
+    cache: Any
+    known: bool
+
+    def serialize(self) -> bytes:
+        """The kernels compiled so far, for Flavour.compiled_kernels."""
+        return bytes(self.cache.serialize())
 
 
 class Flavour:
@@ -133,14 +153,31 @@ class Flavour:
         """Device memory that one execution context needs, besides the engine's own."""
         return engine.device_memory_size_v2 if self._sized_contexts(engine) else engine.device_memory_size
 
-    def create_context(self, engine: Any, address: int) -> Any:
+    def compiled_kernels(self, engine: Any, serialized: bytes = b"") -> CompiledKernels | None:
+        """Where a TensorRT for RTX engine keeps what it compiles on this GPU; None for the others, which don't.
+
+        Args:
+            serialized: what CompiledKernels.serialize gave at an earlier start. TensorRT compares GPU, driver and
+                versions, and takes nothing where one differs.
+        """
+        if not self.rtx:
+            return None
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        cache = config.create_runtime_cache()
+        known = bool(serialized) and cache.deserialize(serialized)
+        config.set_runtime_cache(cache)
+        return CompiledKernels(config, cache, known)
+
+    def create_context(self, engine: Any, address: int, kernels: CompiledKernels | None = None) -> Any:
         """An execution context whose scratch memory is at `address`; None where TensorRT makes none."""
         if not self._sized_contexts(engine):
             context = engine.create_execution_context_without_device_memory()
             if context is not None:
                 context.device_memory = address
             return context
-        context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(kernels.config if kernels is not None else strategy)
         if context is not None:
             context.set_device_memory(address, self.scratch_bytes(engine))
         return context
