@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCRIPTS := examples/uniad
 DEMO := $(CURDIR)/demo
 
-.PHONY: demo test lint test-full bench plugins clean
+.PHONY: demo test lint test-full test-engines bench plugins clean
 
 demo: $(READY)  ## all five steps on a tiny checkpoint and a generated nuScenes-mini, on the CPU
 	cd $(SCRIPTS) && $(PY) -m data.recipe -o $(DEMO)/input --frames 1
@@ -21,8 +21,11 @@ demo: $(READY)  ## all five steps on a tiny checkpoint and a generated nuScenes-
 test: $(READY)  ## the default suite, under 8 minutes on 2 cores
 	$(PY) -m pytest -n 2 --dist loadfile -m "not full"
 
-test-full: $(READY)  ## the full-size model against its goldens: about 4 minutes and 4 GB
+test-full: $(READY)  ## the full-size model: against its goldens (about 4 minutes, 4 GB), and test-engines
 	$(PY) -m pytest -m full
+
+test-engines: $(READY)  ## full-size TensorRT for RTX engines, built without a GPU: about 4 minutes, 4 GB
+	$(PY) -m pytest -rsP -m full tests/test_full_engines.py
 
 bench: $(READY)  ## times and memory of the torch executor on this CPU, the tiny model and full size: about 4 minutes
 	$(PY) benchmarks/benchmark_cpu.py --model tiny_e2e -n 10 --warm-up 2 -o build/bench/cpu_tiny.json
