@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from support import assert_close, assert_differs, shared_path
-from truth_support import BASE, real_truth
+from truth_support import BASE, devkit, infos_of, real_truth
 
 from data import ground_truth
 from data.frames import FrameError
@@ -19,7 +19,7 @@ from data.nuscenes_source import NuScenesSource
 from data.occupancy_truth import IGNORE, RigidPose, draw_occupancy, footprints, reframe
 from data.plain_pickle import PickleError, load_plain_pickle
 from data.scene_index import Scene
-from runtime.boxes import CONVENTIONS, from_nuscenes, to_nuscenes
+from runtime.boxes import CONVENTIONS, to_nuscenes
 
 pytest.importorskip("nuscenes")
 GRID = BASE.occ_grid
@@ -45,8 +45,8 @@ def test_keyframes(truth, source):
         assert truth.timestamp(index) / 1e6 == source.values(index, images=False)["timestamp"]
 
 
-def test_objects_equal_the_devkit(truth, source):
-    nusc = source._nusc
+def test_objects_equal_the_devkit(truth):
+    nusc = devkit()
     for index in (0, 17, 39, 60):
         sample, objects = nusc.get("sample", truth.tokens[index]), truth.objects(index)
         _, boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
@@ -66,11 +66,11 @@ def test_objects_equal_the_devkit(truth, source):
         assert_differs(objects.boxes[:, 7:9], np.nan_to_num(velocity), 1, "velocity in the global frame")
 
 
-def test_futures_equal_the_devkit(truth, source):
+def test_futures_equal_the_devkit(truth):
     from nuscenes.eval.common.utils import Quaternion
     from nuscenes.prediction import PredictHelper, convert_local_coords_to_global
 
-    nusc, helper, lengths = source._nusc, PredictHelper(source._nusc), set()
+    nusc, helper, lengths = devkit(), PredictHelper(devkit()), set()
     for index in (5, 30, 39, 70):
         token, objects = truth.tokens[index], truth.objects(index)
         sample = nusc.get("sample", token)
@@ -266,42 +266,10 @@ def test_cache(tmp_path, monkeypatch):
 # --- UniAD's infos ---
 
 
-def _infos(truth, convention):
-    """What uniad_nuscenes_converter.py writes of these keyframes, as far as it is read."""
-    infos = []
-    for index, token in enumerate(truth.tokens):
-        _, scene, frame = truth._at(index)
-        objects = truth.objects(index)
-        centre, wlh, heading = to_nuscenes(objects.boxes, truth.convention)
-        rows = from_nuscenes(centre, wlh, heading, np.zeros((len(wlh), 2)), convention)
-        velocity = np.where(np.isnan(objects.velocity), np.nan, objects.boxes[:, 7:9])
-        infos.append(
-            {
-                "token": token,
-                "scene_token": truth.info(index).scene_token,
-                "timestamp": truth.timestamp(index),
-                "lidar2ego_rotation": scene.lidar2ego_rotation[frame].tolist(),
-                "lidar2ego_translation": scene.lidar2ego_translation[frame].tolist(),
-                "ego2global_rotation": scene.ego2global_rotation[frame].tolist(),
-                "ego2global_translation": scene.ego2global_translation[frame].tolist(),
-                "gt_boxes": np.concatenate([centre, rows[:, 3:7]], axis=1),
-                "gt_names": objects.names,
-                "gt_velocity": velocity,
-                "num_lidar_pts": objects.points,
-                "num_radar_pts": objects.radar_points,
-                "gt_inds": objects.instance,
-                "gt_ins_tokens": objects.instance_tokens,
-                "can_bus": np.zeros(18),
-                "sweeps": [],
-            }
-        )
-    return {"infos": infos[::-1], "metadata": {"version": "v1.0-mini"}}
-
-
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_infos_give_the_same(tmp_path, truth, convention):
     path = tmp_path / "nuscenes_infos_temporal_val.pkl"
-    path.write_bytes(pickle.dumps(_infos(truth, convention)))
+    path.write_bytes(pickle.dumps(infos_of(truth, convention)))
     other = GroundTruth(truth.root, BASE, maps=False, infos=path, cache=truth.cache)
     assert other.tokens == truth.tokens
     for index in (0, 20, 39, 60):
@@ -331,7 +299,7 @@ def test_infos_refused(tmp_path, truth):
             GroundTruth(truth.root, BASE, maps=False, infos=path, cache=truth.cache)
         assert "\n" not in str(caught.value)
 
-    infos = _infos(truth, "v2.0")
+    infos = infos_of(truth, "v2.0")
     refused(
         {"infos": [_Evil()]},
         r"asks for (posix|nt).system, which is no plain data; .* no code of it was run",

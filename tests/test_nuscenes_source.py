@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from support import assert_close, assert_differs, shared_path
+from truth_support import devkit
 
 from config import load_config
+from data import nuscenes_source
 from data.frames import CAMERAS, FrameError, open_source
 from data.nuscenes_source import NuScenesSource, find_versions
 
@@ -57,7 +59,7 @@ def test_choice_of_scenes(mini_val):
         ([mini_val.info(0).scene_token], 40),
     ):
         assert len(NuScenesSource(root, BASE, scenes=scenes)) == count
-    with pytest.raises(FrameError, match=r"no scene 'scene-0001' in v1\.0-mini"):
+    with pytest.raises(FrameError, match=r"v1\.0-mini: no scene 'scene-0001'; there are"):
         NuScenesSource(root, BASE, scenes=["scene-0001"])
     with pytest.raises(FrameError, match="no scene 'mini_train'"):
         NuScenesSource(root, BASE, scenes=["mini_train"])
@@ -77,7 +79,7 @@ def test_images_are_opencvs_bgr(clip):
 
 def test_projection_equals_the_devkit(clip):
     """Annotated centres through lidar2img land where the devkit's camera boxes are."""
-    nusc, sample = clip._nusc, clip._samples[1]
+    nusc, sample = devkit("clip"), clip._samples[1]
     matrices = clip.values(1, images=False)["lidar2img"]
     _, lidar_boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
     centres = {box.token: np.append(box.center, 1.0) for box in lidar_boxes}
@@ -98,7 +100,7 @@ def test_projection_equals_the_devkit(clip):
 
 def test_pose_equals_the_devkit(clip):
     """Lidar centres through l2g are the global centres of the annotations."""
-    nusc, sample, values = clip._nusc, clip._samples[2], clip.values(2, images=False)
+    nusc, sample, values = devkit("clip"), clip._samples[2], clip.values(2, images=False)
     _, boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
     lidar = np.array([box.center for box in boxes])
     world = np.array([nusc.get("sample_annotation", box.token)["translation"] for box in boxes])
@@ -192,6 +194,25 @@ def test_bad_roots(root):
     (root / "v1.0-mini" / "ego_pose.json").write_text("[{")
     with pytest.raises(FrameError, match=r"tables of v1\.0-mini can't be read"):
         open_source(root, BASE)
+
+
+def test_the_second_start_reads_no_tables(root, tmp_path, monkeypatch):
+    """The same frames to the last bit; tables that have changed, or a damaged index, are read again."""
+    cache, opened, original = tmp_path / "cache", [], nuscenes_source.open_tables
+    monkeypatch.setattr(nuscenes_source, "open_tables", lambda *a: opened.append(a) or original(*a))
+    first = NuScenesSource(root, BASE, cache=cache)
+    second = NuScenesSource(root, BASE, cache=cache)
+    assert len(opened) == 1 and first.describe() == second.describe()
+    for index in range(4):
+        assert first.info(index) == second.info(index)
+        ours, theirs = (source.values(index, images=False) for source in (first, second))
+        for key, value in ours.items():
+            np.testing.assert_array_equal(value, theirs[key])
+    (frames,) = cache.glob("index-*/[!s]*.json")
+    frames.write_text("{")
+    assert len(NuScenesSource(root, BASE, cache=cache)) == 4 and len(opened) == 2
+    os.utime(root / "v1.0-mini" / "ego_pose.json")
+    assert len(NuScenesSource(root, BASE, cache=cache)) == 4 and len(opened) == 3
 
 
 def test_damaged_image(root):

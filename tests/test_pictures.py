@@ -111,7 +111,8 @@ def test_both_conventions_give_one_picture(tmp_path):
         ("mixed up", "v1.0.1", "v2.0"),
     ):
         files[name] = tmp_path / f"{name}.png"
-        pictures.draw_annotations(frame, from_nuscenes(*arguments, written), [0, 1, 8], files[name], CONFIG, read)
+        result = {"boxes_3d": from_nuscenes(*arguments, written), "labels_3d": [0, 1, 8], "track_ids": [0, 1, 2]}
+        pictures.draw_frame(frame, result, files[name], CONFIG, read)
     old, new, mixed = (np.asarray(Image.open(file)).astype(int) for file in files.values())
     legend = (slice(TOP, None), slice(2 * pictures._PANEL, None))  # names the convention
     for picture in (old, new, mixed):

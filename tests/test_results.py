@@ -8,6 +8,7 @@ import pytest
 from fake_session import FakeSession
 from frame_factory import SMALL, make_test_frame
 from support import assert_close, assert_differs, golden, shared_path
+from truth_support import devkit
 
 from config import load_config
 from data.frames import Pose
@@ -132,7 +133,7 @@ def test_real_annotations_survive_the_submission(convention):
     config_factory("tracking_nips_2019")  # tells the devkit's classes which names there are
     config = load_config("base_e2e")
     source = NuScenesSource(shared_path("nuscenes", "clip"), config)
-    nusc, sample = source._nusc, source._samples[1]
+    nusc, sample = devkit("clip"), source._samples[1]
     _, boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
     boxes = [box for box in boxes if box.name.split(".")[-1] == "car" and np.linalg.norm(box.center[:2]) < 45]
     heading = [np.arctan2(box.rotation_matrix[1, 0], box.rotation_matrix[0, 0]) for box in boxes]

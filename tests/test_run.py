@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import run
@@ -221,6 +222,21 @@ def test_pictures(place):
     run.main(arguments(place, "result", "--limit", "2", "--visualize"))  # of a complete result, too
     pictures = sorted((place / "result" / "pictures").iterdir())
     assert [p.name for p in pictures] == ["000000_a-000.png", "000001_a-001.png"]
+
+
+def test_films(place):
+    """Of results alone: a folder of frames has no ground truth, which is said before anything is run."""
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(UniADError, match=r"--video both needs ground truth: .* is no nuScenes root; use"):
+        run.main(arguments(place, "result", "--video", "both"))
+    assert not (place / "result").exists()
+    run.main(arguments(place, "result", "--limit", "4", "--video"))
+    films = sorted((place / "result" / "videos").iterdir())
+    assert [film.name for film in films] == ["a.mp4", "b.mp4"]
+    counts = [cv2.VideoCapture(str(film)).get(cv2.CAP_PROP_FRAME_COUNT) for film in films]
+    assert counts == [3, 1]
+    run.main(arguments(place, "result", "--limit", "1", "--fresh"))
+    assert not (place / "result" / "videos").exists()
 
 
 def test_bad_frame_in_the_middle(place):

@@ -2,6 +2,8 @@
 
 import html.parser
 import json
+import os
+import pickle
 import re
 import shutil
 
@@ -9,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import summarize
-from truth_support import perfect_record
+from truth_support import infos_of, perfect_record
 
 from config import load_config
 from data.ground_truth import GroundTruth
@@ -35,11 +37,6 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(root):
     return GroundTruth(root, TINY, scenes=["all"])
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def whole_record(truth, index):
@@ -177,6 +174,33 @@ def test_without_ground_truth(tmp_path, root, truth, base, run, monkeypatch):
     assert run("-i", gone, "-b", base, "--max-drop", "L2=1")[0] == 2
 
 
+def test_infos_in_place_of_the_tables(tmp_path, root, truth, base, run):
+    """The same scores but for attributes; a pickle that carries code is refused and not run."""
+    infos, trap = tmp_path / "infos.pkl", tmp_path / "trap.pkl"
+    infos.write_bytes(pickle.dumps(infos_of(truth, "v2.0")))
+    status, _, err = run("-i", base, "-b", base, "-o", tmp_path / "out", "--infos", infos)
+    assert status == 0, err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    scores = {row["name"]: row["result"] for row in summary["scores"]}
+    assert scores["AMOTA"] == pytest.approx(1) and scores["IoU-f"] == 1 and scores["L2"] == pytest.approx(0, abs=1e-5)
+    assert scores["NDS"] < 0.95 and any("hold no attributes" in note for note in summary["notes"])
+    trap.write_bytes(pickle.dumps({"infos": [_Trap(tmp_path / "sprung")]}))
+    status, _, err = run("-i", base, "-b", base, "--infos", trap)
+    assert status == 2 and "no code of it was run" in err and not (tmp_path / "sprung").exists()
+    status, _, err = run("-i", base, "-b", base, "--infos", infos, "--no-ground-truth")
+    assert status == 2 and "--ground-truth" in err
+
+
+class _Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def test_outputs_that_an_engine_was_built_without_are_not_scored(tmp_path, root, truth):
     from report.evaluate import evaluate
 
@@ -246,7 +270,7 @@ def test_truth_as_a_record(truth):
 
     index = len(truth) - 3
     record, objects, plan = truth_record(truth, index), truth.objects(index), truth.plan(index)
-    assert record["sdc_traj"].shape == (2, 2) and plan.mask.sum() == 2  # two keyframes are left
+    assert record["driven"].shape == (2, 2) and plan.mask.sum() == 2  # two keyframes are left
     rows = np.flatnonzero((objects.labels >= 0) & (objects.points > 0))
     assert record["track_ids"].tolist() == objects.instance[rows].tolist() and len(record["traj"]) == len(rows) + 1
     ends = record["boxes_3d"][:, :2] + record["traj"][:-1, 0, -1]

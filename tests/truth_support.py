@@ -12,6 +12,7 @@ from config import load_config
 from data.frames import FrameInfo
 from data.ground_truth import GroundTruth, Occupancy, Plan
 from metrics.results import Results
+from runtime.boxes import from_nuscenes, to_nuscenes
 
 BASE = load_config("base_e2e")
 _CACHE = tempfile.TemporaryDirectory(prefix="uniad-test-cache-")  # one index per test process
@@ -22,6 +23,14 @@ def real_truth(folder: str = "mini_val", convention: str = "v1.0.1") -> GroundTr
     """Ground truth of shared/nuscenes/<folder>: mini_val (81 keyframes) or clip (4)."""
     root = shared_path("nuscenes", folder)
     return GroundTruth(root, BASE, maps=False, convention=convention, cache=pathlib.Path(_CACHE.name))
+
+
+@functools.cache
+def devkit(folder: str = "mini_val"):
+    """The NuScenes object of shared/nuscenes/<folder>."""
+    from nuscenes.nuscenes import NuScenes
+
+    return NuScenes("v1.0-mini", str(shared_path("nuscenes", folder)), verbose=False)
 
 
 def perfect_record(truth: GroundTruth, index: int) -> dict[str, np.ndarray]:
@@ -53,6 +62,38 @@ def perfect_record(truth: GroundTruth, index: int) -> dict[str, np.ndarray]:
         "sdc_traj_raw": plan.trajectory[:, :2].astype(np.float32),
         "sdc_traj": plan.trajectory[:, :2].astype(np.float32),
     }
+
+
+def infos_of(truth: GroundTruth, convention: str) -> dict:
+    """What uniad_nuscenes_converter.py writes of these keyframes, as far as it is read."""
+    infos = []
+    for index, token in enumerate(truth.tokens):
+        _, scene, frame = truth._at(index)
+        objects = truth.objects(index)
+        centre, wlh, heading = to_nuscenes(objects.boxes, truth.convention)
+        rows = from_nuscenes(centre, wlh, heading, np.zeros((len(wlh), 2)), convention)
+        velocity = np.where(np.isnan(objects.velocity), np.nan, objects.boxes[:, 7:9])
+        infos.append(
+            {
+                "token": token,
+                "scene_token": truth.info(index).scene_token,
+                "timestamp": truth.timestamp(index),
+                "lidar2ego_rotation": scene.lidar2ego_rotation[frame].tolist(),
+                "lidar2ego_translation": scene.lidar2ego_translation[frame].tolist(),
+                "ego2global_rotation": scene.ego2global_rotation[frame].tolist(),
+                "ego2global_translation": scene.ego2global_translation[frame].tolist(),
+                "gt_boxes": np.concatenate([centre, rows[:, 3:7]], axis=1),
+                "gt_names": objects.names,
+                "gt_velocity": velocity,
+                "num_lidar_pts": objects.points,
+                "num_radar_pts": objects.radar_points,
+                "gt_inds": objects.instance,
+                "gt_ins_tokens": objects.instance_tokens,
+                "can_bus": np.zeros(18),
+                "sweeps": [],
+            }
+        )
+    return {"infos": infos[::-1], "metadata": {"version": "v1.0-mini"}}
 
 
 def perfect_results(truth: GroundTruth) -> Results:

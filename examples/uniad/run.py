@@ -53,6 +53,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--fresh", action="store_true", help="replace an earlier result in RESULT")
     parser.add_argument("--visualize", action="store_true", help="also draw each frame into RESULT/pictures")
+    parser.add_argument(
+        "--video",
+        nargs="?",
+        const="auto",
+        choices=("auto", "result", "truth", "both"),
+        metavar="WHAT",
+        help="also film each scene into RESULT/videos: result, truth, or both side by side (default: both where DATA "
+        "is a nuScenes root)",
+    )
     data = parser.add_argument_group("choice of frames")
     data.add_argument("--version", help="nuScenes tables, e.g. v1.0-mini, where the root has several")
     data.add_argument(
@@ -195,6 +204,30 @@ def draw_pictures(args: argparse.Namespace, source: FrameSource, count: int, ses
             draw_frame(source.load(index), record, path, session.config, session.convention)
 
 
+def choose_video(args: argparse.Namespace, source: FrameSource) -> str | None:
+    """What --video films, checked before the run; None without it. Raises UniADError."""
+    if args.video is None:
+        return None
+    from report.video import check_writer
+
+    check_writer()
+    annotated = source.describe()["kind"] == "nuScenes"
+    if args.video in ("truth", "both") and not annotated:
+        raise UniADError(
+            f"--video {args.video} needs ground truth: {args.input} is no nuScenes root; use --video result"
+        )
+    return ("both" if annotated else "result") if args.video == "auto" else args.video
+
+
+def make_videos(args: argparse.Namespace, run: dict[str, Any], source: FrameSource, show: str) -> None:
+    """Film every scene of the result into RESULT/videos."""
+    from report.evaluate import open_truth  # nuscenes-devkit is only needed with ground truth
+    from report.video import film
+
+    truth = None if show == "result" else open_truth(args.input, run)[0]
+    film(args.output, args.output / "videos", source, truth, show)
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     if args.limit is not None and args.limit < 1:
@@ -206,6 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     earlier = results.read_run(args.output)
     session = open_session(args.engine, args.device, args.dtype, not args.no_cuda_graph)
     source = open_source(args.input, session.config, args.version, args.scenes, not args.no_can_bus)
+    show = choose_video(args, source)
     count = min(len(source), args.limit or len(source))
     run = describe_run(args, session, source, count)
     if earlier is not None and args.fresh:
@@ -230,6 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
         finish(args, run, source, session, latency)
     if args.visualize:
         draw_pictures(args, source, count, session)
+    if show:
+        make_videos(args, run, source, show)
     print(f"{args.output}: {count} frames, {len(run['scenes'])} scenes")
 
 

@@ -52,6 +52,7 @@ def drop_value(text: str) -> tuple[str, float]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        usage="%(prog)s -i RESULT -b BASE_RESULT [options], all of which --help lists",
         description="Compare a result of run.py with a base result (usually the PyTorch executor's).",
         epilog="Exit status: 0 all limits kept, 1 a limit broken, 2 bad input.",
     )
@@ -71,6 +72,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=pathlib.Path,
         metavar="ROOT",
         help="nuScenes root to score against (default: the one that the frames came from, where it is still there)",
+    )
+    truth.add_argument(
+        "--infos",
+        type=pathlib.Path,
+        metavar="PKL",
+        help="UniAD's nuscenes_infos_temporal_{train,val}.pkl: its annotations in place of the tables'",
     )
     truth.add_argument("--no-ground-truth", action="store_true", help="only compare the two results")
     truth.add_argument(
@@ -149,13 +156,14 @@ def score(options: argparse.Namespace, result: Result) -> tuple[dict[str, Any], 
     empty: dict[str, Any] = {"scores": [], "tasks": {"result": {}, "base": {}}, "ground_truth": None, "notes": []}
     root = options.ground_truth or (None if options.no_ground_truth else truth_root(result.run))
     if root is None:
-        if options.max_drop:
-            raise UniADError("--max-drop needs ground truth: give --ground-truth NUSCENES_ROOT")
+        if options.max_drop or options.infos:
+            wants = "--max-drop needs ground truth" if options.max_drop else "--infos needs the nuScenes root"
+            raise UniADError(f"{wants}: give --ground-truth NUSCENES_ROOT")
         return empty, {}
     try:
         from report.evaluate import driven_ways, evaluate, open_truth  # nuscenes-devkit is only needed here
 
-        truth, notes = open_truth(root, result.run)
+        truth, notes = open_truth(root, result.run, options.infos)
         tasks = {}
         for side, path in (("result", options.input), ("base", options.base)):
             tasks[side], more = evaluate(path, truth, side)
@@ -163,7 +171,7 @@ def score(options: argparse.Namespace, result: Result) -> tuple[dict[str, Any], 
     except (UniADError, ImportError) as error:
         if isinstance(error, ImportError):
             error = UniADError(f"scores need {error.name}: install requirements-nuscenes.txt")
-        if options.ground_truth or options.max_drop:
+        if options.ground_truth or options.max_drop or options.infos:
             raise error
         return {**empty, "notes": [f"not scored against ground truth: {error}"]}, {}
     boxes = sum(len(truth.objects(i).names) for i in range(len(truth)))

@@ -253,9 +253,10 @@ def open_source(
     if not path.is_dir():
         raise FrameError(f"{path}: no such folder; give a nuScenes root or a folder of frame files (*.npz)")
     if any(path.glob("v1.0-*")):
-        from data.nuscenes_source import NuScenesSource  # the devkit is only needed here
+        from data.nuscenes_source import NuScenesSource  # what it needs is only needed here
+        from data.scene_index import cache_folder
 
-        source = NuScenesSource(path, config, version, scenes, can_bus)
+        source = NuScenesSource(path, config, version, scenes, can_bus, cache_folder())
         source.check_images()
         return source
     return FrameFolder(path, config, scenes)

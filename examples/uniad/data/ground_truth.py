@@ -311,9 +311,9 @@ class GroundTruth:
                         return np.unpackbits(file["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
                 pass  # drawn again
-        city = city_map(self.root, head.location)
         frames = [i for i, (s, _) in enumerate(self._frames) if s == scene]
-        bar = tqdm(frames, desc=f"map {head.name}", unit="frame", delay=2, disable=None, leave=False)
+        bar = tqdm(frames, desc=f"map {head.name}", unit="frame", disable=None, leave=False)
+        city = city_map(self.root, head.location)
         masks = np.stack([city.masks(self._pose(i), canvas, (y1 - y0, x1 - x0)) for i in bar])
         if path is not None:
             try:

@@ -14,9 +14,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from config import UniADConfig
 from data.frames import CAMERAS, Frame, FrameError, FrameInfo, Pose, make_frame
+from data.scene_index import SceneIndex, choose_scenes
 
 # What the original evaluates on. Other scenes were in its training set.
 EVAL_SPLITS = {"v1.0-trainval": "val", "v1.0-mini": "mini_val", "v1.0-test": "test"}
@@ -42,6 +44,7 @@ class NuScenesSource:
             evaluates on.
         can_bus: False leaves acceleration, rotation rate and velocity zero, as the original does for the scenes that
             have no CAN bus data; position and heading come from the poses in any case.
+        cache: folder for the index, with which the tables are read only once; None for no cache.
     Raises:
         FrameError: tables missing or unreadable, unknown scene, CAN bus missing, nuscenes-devkit not installed.
     """
@@ -53,13 +56,21 @@ class NuScenesSource:
         version: str | None = None,
         scenes: Iterable[str] | None = None,
         can_bus: bool = True,
+        cache: pathlib.Path | None = None,
     ):
         self.root, self.config = root, config
         self.version = choose_version(root, version)
         self._use_can_bus = can_bus
-        self._nusc = open_tables(root, self.version)
-        self._scenes = self._select(scenes)
-        self._samples = [sample for scene in self._scenes for sample in self._samples_of(scene)]
+        index = SceneIndex(root / self.version, lambda: open_tables(root, self.version), cache)
+        wanted = scenes if scenes is not None else [EVAL_SPLITS.get(self.version, "all")]
+        self._scenes = choose_scenes(index.heads, wanted, f"{root / self.version}")
+        self._names = {head.token: head.name for head in self._scenes}
+        self._tables: dict[str, dict[str, Any]] = {}
+        self._samples: list[dict[str, Any]] = []
+        for tables in index.frames(self._scenes):
+            self._samples += tables["sample"].values()
+            for name, records in tables.items():
+                self._tables.setdefault(name, {}).update(records)
         self._no_can_bus: set[str] = set()
         self._scene_messages: tuple[str, list[dict[str, Any]]] = ("", [])
         if can_bus:
@@ -71,7 +82,7 @@ class NuScenesSource:
 
     def info(self, index: int) -> FrameInfo:
         sample = self._samples[index]
-        return FrameInfo(sample["scene_token"], sample["token"], self._nusc.get("scene", sample["scene_token"])["name"])
+        return FrameInfo(sample["scene_token"], sample["token"], self._names[sample["scene_token"]])
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -79,7 +90,7 @@ class NuScenesSource:
             "path": str(self.root.resolve()),
             "version": self.version,
             "can_bus": self._use_can_bus,
-            "scenes": [scene["name"] for scene in self._scenes],
+            "scenes": [scene.name for scene in self._scenes],
             "frames": len(self),
         }
 
@@ -95,7 +106,7 @@ class NuScenesSource:
         sample = self._samples[index]
         pose = self.pose(index)
         paths = [self._path(sample, camera) for camera in CAMERAS]
-        raw_size = self._nusc.get("sample_data", sample["data"][CAMERAS[0]])
+        raw_size = self._get("sample_data", sample["data"][CAMERAS[0]])
         width, height, stretch = self._scaling(raw_size["width"], raw_size["height"])
         values = {
             "can_bus": self._can_bus(sample),
@@ -122,33 +133,8 @@ class NuScenesSource:
                 "extract nuScenes' keyframe blobs here, or choose scenes that are there with --scenes"
             )
 
-    # --- selection ---
-
-    def _select(self, wanted: Iterable[str] | None) -> list[dict[str, Any]]:
-        from nuscenes.utils.splits import create_splits_scenes
-
-        splits = create_splits_scenes()
-        scenes = sorted(self._nusc.scene, key=lambda s: self._nusc.get("sample", s["first_sample_token"])["timestamp"])
-        wanted = list(wanted) if wanted is not None else [EVAL_SPLITS.get(self.version, "all")]
-        chosen: set[str] = set()
-        for name in wanted:
-            members = splits.get(name, [])
-            tokens = {s["token"] for s in scenes if name in ("all", s["name"], s["token"]) or s["name"] in members}
-            if not tokens:
-                raise FrameError(
-                    f"{self.root}: no scene {name!r} in {self.version} ({len(scenes)} scenes: "
-                    f"{', '.join(s['name'] for s in scenes[:8])}{', ...' if len(scenes) > 8 else ''}); "
-                    "--scenes takes scene names, tokens, splits and 'all'"
-                )
-            chosen |= tokens
-        return [s for s in scenes if s["token"] in chosen]
-
-    def _samples_of(self, scene: dict[str, Any]) -> list[dict[str, Any]]:
-        samples, token = [], scene["first_sample_token"]
-        while token:
-            samples.append(self._nusc.get("sample", token))
-            token = samples[-1]["next"]
-        return samples
+    def _get(self, table: str, token: str) -> dict[str, Any]:
+        return self._tables[table][token]
 
     # --- CAN bus ---
 
@@ -159,10 +145,10 @@ class NuScenesSource:
         """Find scenes without CAN bus: those that never had one get zeros, for others this is an error."""
         missing = []
         for scene in self._scenes:
-            name = scene["name"]
+            name = scene.name
             if not self._can_bus_path(name).is_file():
                 if int(name[-4:]) in _NEVER_RECORDED:
-                    self._no_can_bus.add(scene["token"])
+                    self._no_can_bus.add(scene.token)
                 else:
                     missing.append(name)
         if missing:
@@ -177,7 +163,7 @@ class NuScenesSource:
         """CAN bus pose messages of a scene; those of the scene asked for last are kept."""
         if self._scene_messages[0] == scene_token:
             return self._scene_messages[1]
-        path = self._can_bus_path(self._nusc.get("scene", scene_token)["name"])
+        path = self._can_bus_path(self._names[scene_token])
         try:
             messages = json.loads(path.read_text())
             if not messages or not all({"utime", "accel", "rotation_rate", "vel"} <= set(m) for m in messages):
@@ -214,15 +200,15 @@ class NuScenesSource:
     # --- geometry ---
 
     def _ego_pose(self, sample: dict[str, Any], channel: str) -> dict[str, Any]:
-        return self._nusc.get("ego_pose", self._nusc.get("sample_data", sample["data"][channel])["ego_pose_token"])
+        return self._get("ego_pose", self._get("sample_data", sample["data"][channel])["ego_pose_token"])
 
     def _sensor_poses(self, sample: dict[str, Any], channel: str) -> tuple[np.ndarray, ...]:
         """Rotation (3,3) and translation (3) of sensor to ego and of ego to global, float64, column vectors."""
         from pyquaternion import Quaternion
 
-        data = self._nusc.get("sample_data", sample["data"][channel])
-        sensor = self._nusc.get("calibrated_sensor", data["calibrated_sensor_token"])
-        ego = self._nusc.get("ego_pose", data["ego_pose_token"])
+        data = self._get("sample_data", sample["data"][channel])
+        sensor = self._get("calibrated_sensor", data["calibrated_sensor_token"])
+        ego = self._get("ego_pose", data["ego_pose_token"])
         return (
             Quaternion(sensor["rotation"]).rotation_matrix,
             np.array(sensor["translation"]),
@@ -243,9 +229,9 @@ class NuScenesSource:
         lidar2camera = np.eye(4)
         lidar2camera[:3, :3] = np.linalg.inv(camera2lidar)
         lidar2camera[:3, 3] = -lidar2camera[:3, :3] @ translation
-        data = self._nusc.get("sample_data", sample["data"][camera])
+        data = self._get("sample_data", sample["data"][camera])
         intrinsic = np.eye(4)
-        intrinsic[:3, :3] = self._nusc.get("calibrated_sensor", data["calibrated_sensor_token"])["camera_intrinsic"]
+        intrinsic[:3, :3] = self._get("calibrated_sensor", data["calibrated_sensor_token"])["camera_intrinsic"]
         return intrinsic @ lidar2camera
 
     def _command(self, sample: dict[str, Any]) -> int:
@@ -256,7 +242,7 @@ class NuScenesSource:
         """
         last, steps = sample, 0
         while last["next"] and steps < _PLANNING_STEPS:
-            last, steps = self._nusc.get("sample", last["next"]), steps + 1
+            last, steps = self._get("sample", last["next"]), steps + 1
         if steps == 0:
             return 2
         l2e_r0, l2e_t0, e2g_r0, e2g_t0 = self._lidar_poses(sample)
@@ -273,7 +259,7 @@ class NuScenesSource:
     # --- images ---
 
     def _path(self, sample: dict[str, Any], camera: str) -> pathlib.Path:
-        return self.root / self._nusc.get("sample_data", sample["data"][camera])["filename"]
+        return self.root / self._get("sample_data", sample["data"][camera])["filename"]
 
     def _scaling(self, raw_width: int, raw_height: int) -> tuple[int, int, np.ndarray]:
         """Engine image width and height for a raw image, and the matrix (4,4) that scales its projection."""
@@ -294,14 +280,26 @@ def choose_version(root: pathlib.Path, version: str | None) -> str:
 
 
 def open_tables(root: pathlib.Path, version: str) -> Any:
+    """A NuScenes object. Raises FrameError."""
     try:
         from nuscenes.nuscenes import NuScenes
     except ImportError as error:
         raise FrameError(f"{root}: nuScenes tables need nuscenes-devkit: install requirements-nuscenes.txt") from error
-    try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except (AssertionError, OSError, ValueError, KeyError) as error:
-        raise FrameError(f"{root}: tables of {version} can't be read ({str(error) or type(error).__name__})") from error
+    with tqdm(desc=f"tables of {version}", unit="table", disable=None, leave=False) as bar:
+
+        class ShownTables(NuScenes):
+            """Shows how far it has got: v1.0-trainval takes half a minute."""
+
+            def __load_table__(self, table_name):
+                bar.set_postfix_str(table_name)
+                bar.update()
+                return super().__load_table__(table_name)
+
+        try:
+            return ShownTables(version=version, dataroot=str(root), verbose=False)
+        except (AssertionError, OSError, ValueError, KeyError) as error:
+            reason = str(error) or type(error).__name__
+            raise FrameError(f"{root}: tables of {version} can't be read ({reason})") from error
 
 
 def _decode(path: pathlib.Path, width: int, height: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from config import UniADConfig, load_config
 from data.cameras import LIDAR_AHEAD, LIDAR_HEIGHT, camera_rig, turn
@@ -275,7 +276,8 @@ def write_checkpoint(path: str | os.PathLike, config: UniADConfig) -> None:
     """Write the recipe's checkpoint in the released format, `{'meta', 'state_dict'}`."""
     import torch  # only this needs it
 
-    state = {key: torch.from_numpy(array) for key, array in recipe_state(config)}
+    tensors = tqdm(recipe_state(config), desc="checkpoint", unit="tensor", delay=1, disable=None, leave=False)
+    state = {key: torch.from_numpy(array) for key, array in tensors}
     meta = {"recipe": SEED.decode(), "model": config.name, "mmdet_version": "2.26.0", "mmdet3d_version": "1.0.0rc6"}
     torch.save({"meta": meta, "state_dict": state}, path)
 
@@ -286,7 +288,8 @@ def write_demo(folder: str | os.PathLike, config: UniADConfig, frames: int) -> N
         write_checkpoint(work / f"{config.name}.pth", config)
         np.save(work / "motion_anchors.npy", recipe_anchors(config))
         (work / "frames").mkdir()
-        for index, frame in enumerate(recipe_frames(config, frames)):
+        drive = tqdm(recipe_frames(config, frames), total=frames, unit="frame", delay=1, disable=None, leave=False)
+        for index, frame in enumerate(drive):
             save_frame(work / "frames" / f"{index:06d}.npz", frame)
         (work / MARKER).write_text(json.dumps({"recipe": SEED.decode(), "model": config.name, "frames": frames}))
 

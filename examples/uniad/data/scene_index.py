@@ -1,7 +1,8 @@
-"""Annotated scenes as flat arrays: what ground truth is computed from, read from nuScenes tables or from a cache.
+"""Scenes of nuScenes tables, from the tables or from a cache: annotations as flat arrays, which ground truth is
+computed from, and the records of the keyframes' pictures.
 
-Reading the tables of v1.0-trainval takes minutes and gigabytes; the arrays of a scene are a few hundred kilobytes. They
-are kept per scene in a cache folder whose name is made from the tables' sizes and times of change.
+Reading the tables of v1.0-trainval takes minutes and gigabytes; a scene is a few hundred kilobytes. Scenes are kept one
+by one in a cache folder whose name is made from the tables' sizes and times of change.
 
 Upstream: tools/data_converter/uniad_nuscenes_converter.py of OpenDriveLab/UniAD (_fill_trainval_infos), PredictHelper
 and NuScenes.box_velocity of nuscenes-devkit.
@@ -24,14 +25,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from data.frames import FrameError
+from data.frames import CAMERAS, FrameError
 from errors import UniADError
 from files import whole_file
 
 FUTURE_STEPS = 12  # half seconds
 _FUTURE_SECONDS = 6.15  # nuscenes-devkit allows 0.15 s beyond the six seconds
 _MAX_SPEED_GAP = 1.5  # seconds between neighbouring boxes to tell a velocity from them; twice that for central ones
-_FORMAT = 1  # of the cache; raised when a field changes
+_FORMAT = 2  # of the cache; raised when a field changes
 
 # Names of the detection task; other categories keep their nuScenes names.
 _PREFIXES = {
@@ -224,6 +225,27 @@ def _attribute(nusc: Any, annotation: dict[str, Any]) -> str:
     return nusc.get("attribute", tokens[0])["name"] if tokens else ""
 
 
+def read_frames(nusc: Any, token: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the tables say of a scene's keyframes and their pictures: table -> token -> record, samples in time order.
+
+    Raises KeyError where the tables do not fit together.
+    """
+    tables: dict[str, dict[str, Any]] = {"sample": {}, "sample_data": {}, "calibrated_sensor": {}, "ego_pose": {}}
+    sample_token = nusc.get("scene", token)["first_sample_token"]
+    while sample_token:
+        sample = nusc.get("sample", sample_token)
+        data = {channel: sample["data"][channel] for channel in ("LIDAR_TOP", *CAMERAS)}
+        row = {key: sample[key] for key in ("token", "timestamp", "scene_token", "next")}
+        tables["sample"][sample_token] = {**row, "data": data}
+        for data_token in data.values():
+            record = tables["sample_data"][data_token] = nusc.get("sample_data", data_token)
+            for table in ("calibrated_sensor", "ego_pose"):
+                other = record[f"{table}_token"]
+                tables[table][other] = nusc.get(table, other)
+        sample_token = sample["next"]
+    return tables
+
+
 def read_heads(nusc: Any) -> list[SceneHead]:
     """All scenes of the tables, by their start time."""
     from nuscenes.utils.splits import create_splits_scenes
@@ -286,18 +308,32 @@ class SceneIndex:
     @functools.cached_property
     def heads(self) -> list[SceneHead]:
         """All scenes, by their start time. Raises FrameError."""
-        heads = _cached_heads(self._folder)
-        if heads is None:
-            heads = self._read(read_heads, "the tables")
-            if self._folder is not None:
-                _write_heads(self._folder, heads)
+        path = None if self._folder is None else self._folder / "scenes.json"
+        try:
+            rows = _cached_json(path)
+            if rows is not None:
+                return [SceneHead(**{**row, "splits": tuple(row["splits"])}) for row in rows]
+        except (TypeError, KeyError):
+            pass  # damaged: made again
+        heads = self._read(read_heads, "the tables")
+        _write_json(path, [dataclasses.asdict(head) for head in heads])
         return heads
 
     def load(self, heads: list[SceneHead]) -> list[Scene]:
         """The contents of some scenes. Raises FrameError."""
-        return [
-            self._load(head) for head in tqdm(heads, desc="index", unit="scene", delay=2, disable=None, leave=False)
-        ]
+        return [self._load(head) for head in tqdm(heads, desc="index", unit="scene", disable=None, leave=False)]
+
+    def frames(self, heads: list[SceneHead]) -> list[dict[str, dict[str, dict[str, Any]]]]:
+        """The records of some scenes' keyframes, see read_frames. Raises FrameError."""
+        return [self._frames(h) for h in tqdm(heads, desc="index", unit="scene", disable=None, leave=False)]
+
+    def _frames(self, head: SceneHead) -> dict[str, dict[str, dict[str, Any]]]:
+        path = None if self._folder is None else self._folder / f"{head.token}.json"
+        tables = _cached_json(path)
+        if tables is None:
+            tables = self._read(lambda nusc: read_frames(nusc, head.token), head.name)
+            _write_json(path, tables)
+        return tables
 
     def _load(self, head: SceneHead) -> Scene:
         path = None if self._folder is None else self._folder / f"{head.token}.npz"
@@ -316,18 +352,18 @@ class SceneIndex:
             raise FrameError(f"{self.tables}: {what} can't be read: tables do not fit together ({error!r})") from error
 
 
-def _cached_heads(folder: pathlib.Path | None) -> list[SceneHead] | None:
+def _cached_json(path: pathlib.Path | None) -> Any:
     try:
-        rows = json.loads((folder / "scenes.json").read_text()) if folder is not None else None
-        return None if rows is None else [SceneHead(**{**row, "splits": tuple(row["splits"])}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError):
+        return None if path is None else json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
 
 
-def _write_heads(folder: pathlib.Path, heads: list[SceneHead]) -> None:
+def _write_json(path: pathlib.Path | None, value: Any) -> None:
     try:
-        with whole_file(folder / "scenes.json") as part:
-            part.write_text(json.dumps([dataclasses.asdict(head) for head in heads]))
+        if path is not None:
+            with whole_file(path) as part:
+                part.write_text(json.dumps(value))
     except UniADError:
         pass  # a read-only home: the index is made again next time
 

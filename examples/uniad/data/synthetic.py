@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import multiprocessing
 import os
 import pathlib
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -266,11 +268,10 @@ def write_nuscenes(
             (work / part).mkdir(parents=True)
         tables: Tables = defaultdict(list, fixed_tables())
         jobs = [(work, scene, frames, size, seed) for scene in scenes]
-        with tqdm(total=len(jobs), desc="generate", unit="scene", disable=None) as bar:
+        with _pictures_shown(work, frames * len(scenes)):
             for rows in _in_processes(jobs, processes):
                 for name, part_rows in rows.items():
                     tables[name] += part_rows
-                bar.update()
         for location, mask in MASKS.items():
             write_map(work, make_town(location, seed))
             logs = [log["token"] for log in tables["log"] if log["location"] == location]
@@ -280,6 +281,27 @@ def write_nuscenes(
             (work / VERSION / f"{name}.json").write_text(json.dumps(part_rows, indent=0))
         facts = {"scenes": [scene.name for scene in scenes], "frames": frames, "size": size, "seed": seed}
         (work / MARKER).write_text(json.dumps(facts))
+
+
+@contextlib.contextmanager
+def _pictures_shown(root: pathlib.Path, frames: int) -> Iterator[None]:
+    """A progress bar of the keyframes that are drawn, by whichever process, during the block."""
+    done = threading.Event()
+    last = root / "samples" / CAMERAS[-1]
+    with tqdm(total=frames, desc="generate", unit="frame", disable=None) as bar:
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                bar.update(len(os.listdir(last)) - bar.n)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+            bar.update(frames - bar.n)
+        finally:
+            done.set()
+            watcher.join()
 
 
 def _in_processes(jobs: list[tuple], processes: int) -> Iterable[Tables]:

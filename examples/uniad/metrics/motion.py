@@ -21,7 +21,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 
 from data.ground_truth import GroundTruth
 from metrics.boxes import TRACKED, Tables, annotated_box, filtered, predicted_box, to_global
-from metrics.results import Results, check_frames, frames, number
+from metrics.results import Results, Shown, check_frames, frames, number
 
 # "Merged" evaluation: every vehicle is a car. Predictions of other classes than the tracked ones do not count.
 MERGED = {
@@ -59,7 +59,7 @@ def evaluate_motion(results: Results, truth: GroundTruth) -> dict[str, Any]:
     for part, naming in (("merged", MERGED), ("classes", own_names)):
         annotated, predicted = _motion_boxes(results, truth, config.class_range, naming)
         annotated, predicted = filtered(annotated, config, tables), filtered(predicted, config, tables)
-        for name in sorted(set(naming.values())):
+        for name in Shown(sorted(set(naming.values())), f"motion, {part}"):
             report[part][name] = _class_metrics(_of_class(annotated, name), _of_class(predicted, name), config)
     return report
 

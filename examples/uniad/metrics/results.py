@@ -91,19 +91,19 @@ def check_frames(results: Results, truth: GroundTruth) -> None:
 
 
 def frames(truth: GroundTruth, task: str) -> Iterable[int]:
-    """Indices of all keyframes, with a progress bar where it takes longer than two seconds."""
-    return tqdm(range(len(truth)), desc=task, unit="frame", delay=2, disable=None, leave=False)
+    """Indices of all keyframes, with a progress bar that goes away."""
+    return tqdm(range(len(truth)), desc=task, unit="frame", disable=None, leave=False)
 
 
 class Shown(list):
-    """A list whose iteration shows how far it has got, where that takes long. For loops inside the devkit."""
+    """A list whose iteration shows how far it has got. For loops inside the devkit."""
 
     def __init__(self, items: Iterable[Any], task: str):
         super().__init__(items)
         self._task = task
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(tqdm(self[:], desc=self._task, unit="class", delay=2, disable=None, leave=False))
+        return iter(tqdm(self[:], desc=self._task, unit="class", disable=None, leave=False))
 
 
 def number(value: Any) -> float | None:

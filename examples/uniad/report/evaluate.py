@@ -32,10 +32,13 @@ TASKS: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-def open_truth(root: pathlib.Path, run: Mapping[str, Any]) -> tuple[GroundTruth, list[str]]:
+def open_truth(
+    root: pathlib.Path, run: Mapping[str, Any], infos: pathlib.Path | None = None
+) -> tuple[GroundTruth, list[str]]:
     """Ground truth of the scenes of a run, and notes. Without the map expansion it has no maps and a note says so.
 
-    Raises UniADError: no nuScenes root, not the run's scenes.
+    `infos` is a nuscenes_infos_temporal_*.pkl whose annotations take the place of the tables'. Raises UniADError: no
+    nuScenes root, not the run's scenes, no such infos.
     """
     try:
         config = config_from_dict(run["config"])
@@ -44,11 +47,12 @@ def open_truth(root: pathlib.Path, run: Mapping[str, Any]) -> tuple[GroundTruth,
         raise UniADError(f"run.json of the result lacks {error}: make the result again with run.py") from error
     version = lookup(run, "identity.frames.version")
     choice = {"version": version, "scenes": scenes, "convention": run["convention"], "cache": cache_folder()}
+    notes = [] if infos is None else [f"annotations of {infos}, which hold no attributes: NDS counts them as wrong"]
     try:
-        return GroundTruth(root, config, **choice), []
+        return GroundTruth(root, config, infos=infos, **choice), notes
     except FrameError as error:
-        truth = GroundTruth(root, config, maps=False, **choice)  # fails again unless only maps are missing
-        return truth, [f"map: not scored ({error})"]
+        truth = GroundTruth(root, config, maps=False, infos=infos, **choice)  # fails again unless only maps are missing
+        return truth, [*notes, f"map: not scored ({error})"]
 
 
 def evaluate(path: pathlib.Path, truth: GroundTruth, what: str) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ _LANES: tuple[tuple[str, Colour], ...] = (
     ("road edge", (205, 110, 120)),
 )
 _PLAN: Colour = (60, 230, 110)
-_RAW_PLAN: Colour = (255, 90, 90)
+_RAW_PLAN: Colour = (255, 60, 255)
+_DRIVEN: Colour = (255, 255, 255)
 _EGO_SIZE = (4.08, 1.73)  # metres, length and width of the vehicle that recorded nuScenes
 
 # Edges of a box by the corner numbers of runtime.boxes.box_corners.
@@ -95,24 +96,6 @@ def draw_frame(
     ImageDraw.Draw(picture).text((16, _HEADER // 2), title, fill=_TEXT, font=_font(19), anchor="lm")
     with whole_file(path) as part:
         picture.save(part, format="PNG", compress_level=1)
-
-
-def draw_annotations(
-    frame: Frame,
-    boxes: np.ndarray,
-    labels: Sequence[int],
-    path: str | os.PathLike,
-    config: UniADConfig,
-    convention: str,
-    ids: Sequence[int] | None = None,
-) -> None:
-    """Draw true boxes (N,9) of a convention with their class labels (N) by the very code that draws results.
-
-    `ids` (N) are the numbers written beside the boxes, by default 0..N-1. Raises as draw_frame.
-    """
-    numbers = np.arange(len(boxes)) if ids is None else np.asarray(ids)
-    result = {"boxes_3d": np.asarray(boxes), "labels_3d": np.asarray(labels), "track_ids": numbers}
-    draw_frame(frame, result, path, config, convention)
 
 
 # --- what is drawn ---
@@ -321,16 +304,22 @@ def _paint_trajectories(draw: ImageDraw.ImageDraw, track: dict[str, Any], to_pix
 
 
 def _paint_plan(draw: ImageDraw.ImageDraw, result: Mapping[str, np.ndarray], to_pixels) -> None:
-    """The ego's predicted modes, the plan before (hollow dots) and after (full dots) collision optimisation."""
+    """The ego's predicted modes, the driven way, the plan before (hollow dots) and after (full dots) collision
+    optimisation; dark edges set them off from whatever lies below."""
     if "traj" in result:
         for points in result["traj"][-1, :, :, :2]:
             draw.line(to_pixels([(0.0, 0.0), *points]), fill=(*_EGO, 80), width=2)
-    for key, colour, width in (("sdc_traj_raw", _RAW_PLAN, 4), ("sdc_traj", _PLAN, 6)):
+    for key, colour, width in (("driven", _DRIVEN, 14), ("sdc_traj_raw", _RAW_PLAN, 4), ("sdc_traj", _PLAN, 6)):
         if key not in result:
             continue
         line = to_pixels([(0.0, 0.0), *result[key]])
+        if key == "driven":  # a broad band below the plans
+            draw.line(line, fill=(*colour, 110), width=width, joint="curve")
+            continue
+        draw.line(line, fill=_BACKGROUND, width=width + 4, joint="curve")
         draw.line(line, fill=colour, width=width, joint="curve")
         for point in line[1:]:
+            _dot(draw, point, 10, _BACKGROUND)
             _dot(draw, point, 8, colour)
             if key == "sdc_traj_raw":
                 _dot(draw, point, 4, _PANEL_BACKGROUND)
@@ -355,12 +344,14 @@ def _legend(
         rows.append(("plan of the network", _RAW_PLAN, "hollow"))
     if "sdc_traj" in result:
         rows.append(("plan, optimised", _PLAN, "dots"))
+    if "driven" in result:
+        rows.append(("driven way, 3 s", (*_DRIVEN, 110), "band"))
     if "map_drivable" in result:
         rows += [("drivable", _DRIVABLE, "area"), *((name, colour, "area") for name, colour in _LANES)]
     if "occ_ins" in result:
         rows += [
-            ("occupied now, by object", (*_instance_colour(1), 170), "area"),
-            ("occupied within 2 s", (*_instance_colour(1), 60), "area"),
+            ("occupied now, hue: object", (170,), "hues"),
+            ("occupied within 2 s", (60,), "hues"),
         ]
     for row, (text, colour, mark) in enumerate(rows):
         y = 44 + row * 58
@@ -370,9 +361,14 @@ def _legend(
             if mark == "box":
                 draw.rectangle(box, outline=colour, width=3)
                 draw.line([(84, y - 16), (84, y + 16)], fill=colour, width=8)
+        elif mark == "hues":
+            for strip in range(4):
+                draw.rectangle(
+                    (32 + 13 * strip, y - 16, 45 + 13 * strip, y + 16), fill=(*_instance_colour(strip), *colour)
+                )
         else:
-            draw.line([(32, y), (84, y)], fill=colour, width=5)
-            if mark != "line":
+            draw.line([(32, y), (84, y)], fill=colour, width=14 if mark == "band" else 5)
+            if mark not in ("line", "band"):
                 _dot(draw, (58, y), 10, colour)
             if mark == "hollow":
                 _dot(draw, (58, y), 5, _BACKGROUND)

@@ -1,4 +1,4 @@
-"""A film of a result, of ground truth, or of both side by side.
+"""A film of a result, of ground truth, or of both side by side. `run.py --video` makes them, too.
 
     python -m report.video -i RESULT [--ground-truth ROOT] -o scene.mp4
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from config import UniADConfig, config_from_dict
 from data.frames import Frame, FrameSource, open_source
-from data.ground_truth import GroundTruth
+from data.ground_truth import GroundTruth, Plan
 from errors import UniADError, one_line_errors
 from files import whole_file
 from report.compare import Result, load_result
@@ -30,14 +30,16 @@ from report.pictures import draw_frame
 from report.scores import lookup
 from runtime.results import read_arrays
 
+SHOWN = ("result", "truth", "both")
 _BANNER = 48  # pixels above each picture
 _OCC_FRAMES = 5
+_SIDE = 1280  # default width of a prediction or of ground truth, pixels
 
 
 def truth_record(truth: GroundTruth, index: int) -> dict[str, np.ndarray]:
     """Ground truth of a keyframe as a result record, for the drawing of results: objects of the configured classes
     with lidar or radar points, one mode each (the last known place where the future ends), vehicles' occupancy, maps
-    where there are some, and the driven way as the optimised plan."""
+    where there are some, and the driven way."""
     objects, occupancy, plan = truth.objects(index), truth.occupancy(index), truth.plan(index)
     rows = np.flatnonzero((objects.labels >= 0) & (objects.points + objects.radar_points > 0))
     boxes = objects.boxes[rows]
@@ -50,12 +52,17 @@ def truth_record(truth: GroundTruth, index: int) -> dict[str, np.ndarray]:
         "traj": np.concatenate([_held(steps, objects.future_mask[rows]), np.zeros((1, *steps.shape[1:]))])[:, None],
         "traj_scores": np.zeros((len(rows) + 1, 1)),
         "occ_ins": instance,
-        "sdc_traj": plan.trajectory[plan.mask, :2],
+        "driven": _driven(plan),
     }
     if truth.has_maps:
         masks = truth.maps(index)
         record |= {"map_drivable": masks[3], "map_lane": masks[:3]}
     return record
+
+
+def _driven(plan: Plan) -> np.ndarray:
+    """The known part (T,2) of the way that the vehicle took."""
+    return plan.trajectory[plan.mask, :2]
 
 
 def _held(steps: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -83,24 +90,36 @@ def pictures(
 ) -> Iterator[np.ndarray]:
     """RGB pictures (H,W,3) of frames (index in the source, name): `show` is "result", "truth" or "both"."""
     config, convention = config_from_dict(result.run["config"]), result.run["convention"]
-    for index, name in frames:
+    for number, (index, name) in enumerate(frames, 1):
         frame, sides = source.load(index), []
+        truth_index = None if truth is None else truth.index(frame.sample_token)
+        where = f"{source.info(index).scene_name or ''}   {number}/{len(frames)}"
         if show != "truth":
-            sides.append(_picture(frame, read_arrays(result.frames[name]), "prediction", config, convention))
-        if truth is not None and show != "result":
-            record = truth_record(truth, truth.index(frame.sample_token))
-            sides.append(_picture(frame, record, "ground truth; its plan is the driven way", config, convention))
+            record: dict[str, np.ndarray] = dict(read_arrays(result.frames[name]))
+            if truth is not None and truth_index is not None:
+                record["driven"] = _driven(truth.plan(truth_index))
+            sides.append(_picture(frame, record, f"PREDICTION   {where}", config, convention))
+        if truth is not None and truth_index is not None and show != "result":
+            record = truth_record(truth, truth_index)
+            sides.append(_picture(frame, record, f"GROUND TRUTH   {where}", config, convention))
         whole = np.concatenate([np.asarray(side) for side in sides], axis=1)
         height = 2 * round(whole.shape[0] * width / whole.shape[1] / 2)  # H.264 wants even sides
         yield np.asarray(Image.fromarray(whole).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def write_video(path: pathlib.Path, images: Iterator[np.ndarray], fps: float) -> None:
-    """An MP4 file of RGB pictures of one size. Raises UniADError."""
+def check_writer() -> None:
+    """Raise UniADError where films can't be written."""
     try:
-        from imageio_ffmpeg import write_frames
+        import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise UniADError("films need imageio-ffmpeg: install requirements-nuscenes.txt") from error
+
+
+def write_video(path: pathlib.Path, images: Iterator[np.ndarray], fps: float) -> None:
+    """An MP4 file of RGB pictures of one size. Raises UniADError."""
+    check_writer()
+    from imageio_ffmpeg import write_frames
+
     first = next(images)
     options = ["-f", "mp4", "-preset", "veryfast", "-crf", "21", "-movflags", "+faststart"]
     with whole_file(path) as part:
@@ -136,6 +155,41 @@ def _source(result: Result, data: pathlib.Path | None) -> tuple[FrameSource, dic
     return open_source(path, config_from_dict(result.run["config"]), version, scenes, can_bus), facts
 
 
+def film(
+    path: pathlib.Path,
+    output: pathlib.Path,
+    source: FrameSource,
+    truth: GroundTruth | None,
+    show: str,
+    scene: str | None = None,
+    width: int | None = None,
+    fps: float = 2.0,
+) -> None:
+    """Write the films of a result folder: one where `output` ends in .mp4, else a folder of <scene>.mp4.
+
+    `show` is one of SHOWN and needs `truth` unless it is "result"; `scene` (name or token) chooses one. Raises
+    UniADError.
+    """
+    result = load_result(path, "result")
+    names = {name.split("_", 1)[1]: name for name in result.frames}
+    scenes: dict[str, list[tuple[int, str]]] = {}
+    for index in range(len(source)):
+        info = source.info(index)
+        if info.sample_token in names and scene in (None, info.scene_name, info.scene_token):
+            scenes.setdefault(info.scene_name or info.scene_token, []).append((index, names[info.sample_token]))
+    if not scenes:
+        raise UniADError(f"{path}: no frames of scene {scene!r}")
+    if output.suffix.lower() == ".mp4":
+        films = {output: [frame for frames in scenes.values() for frame in frames]}
+    else:
+        films = {output / f"{name}.mp4": frames for name, frames in scenes.items()}
+    width = 2 * ((width or _SIDE * (2 if show == "both" else 1)) // 2)
+    for target, frames in films.items():
+        images = pictures(result, frames, source, truth, show, width)
+        write_video(target, iter(tqdm(images, total=len(frames), unit="frame", desc=target.name, disable=None)), fps)
+        print(f"written: {target}, {len(frames)} frames")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Films of a result of run.py, with or beside ground truth.")
     parser.add_argument("-i", "--input", type=pathlib.Path, required=True, metavar="RESULT", help="result folder")
@@ -143,11 +197,11 @@ def main(arguments: list[str] | None = None) -> None:
         "-o", "--output", type=pathlib.Path, required=True, metavar="MP4", help="scene.mp4, or a folder"
     )
     parser.add_argument("--ground-truth", type=pathlib.Path, metavar="ROOT", help="nuScenes root")
-    parser.add_argument("--show", choices=("result", "truth", "both"), help="default: both where there is ground truth")
+    parser.add_argument("--show", choices=SHOWN, help="default: both where there is ground truth")
     parser.add_argument("--scene", metavar="NAME", help="only this scene, by name or token")
     parser.add_argument("--data", type=pathlib.Path, help="where the frames are (default: as in run.json)")
     parser.add_argument("--fps", type=float, default=2.0, help="keyframes a second (default 2, their own pace)")
-    parser.add_argument("--width", type=int, help="of the film, pixels (default 1280 a side)")
+    parser.add_argument("--width", type=int, help=f"of the film, pixels (default {_SIDE} a side)")
     options = parser.parse_args(arguments)
     result = load_result(options.input, "result")
     source, _ = _source(result, options.data)
@@ -155,27 +209,9 @@ def main(arguments: list[str] | None = None) -> None:
     show = options.show or ("both" if truth else "result")
     if show != "result" and truth is None:
         raise UniADError(f"--show {show} needs --ground-truth NUSCENES_ROOT")
-    width = 2 * ((options.width or 1280 * (2 if show == "both" else 1)) // 2)
-    if width < 64 or not options.fps > 0:
+    if (options.width is not None and options.width < 64) or not options.fps > 0:
         raise UniADError("--width takes a number from 64 up, --fps one above 0")
-    names = {name.split("_", 1)[1]: name for name in result.frames}
-    scenes: dict[str, list[tuple[int, str]]] = {}
-    for index in range(len(source)):
-        info = source.info(index)
-        if info.sample_token in names and options.scene in (None, info.scene_name, info.scene_token):
-            scenes.setdefault(info.scene_name or info.scene_token, []).append((index, names[info.sample_token]))
-    if not scenes:
-        raise UniADError(f"{options.input}: no frames of scene {options.scene!r}")
-    if options.output.suffix.lower() == ".mp4":
-        films = {options.output: [frame for frames in scenes.values() for frame in frames]}
-    else:
-        films = {options.output / f"{name}.mp4": frames for name, frames in scenes.items()}
-    for path, frames in films.items():
-        images = pictures(result, frames, source, truth, show, width)
-        write_video(
-            path, iter(tqdm(images, total=len(frames), unit="frame", desc=path.name, disable=None)), options.fps
-        )
-        print(f"written: {path}, {len(frames)} frames")
+    film(options.input, options.output, source, truth, show, options.scene, options.width, options.fps)
 
 
 if __name__ == "__main__":

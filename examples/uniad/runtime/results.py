@@ -32,6 +32,7 @@ STAGES = ("load", "preprocess", "engine", "postprocess", "optimise", "whole")
 PARTS = (
     "frames",
     "pictures",
+    "videos",
     "latency.json",
     "profile.json",
     "results_nusc.json",
