@@ -24,7 +24,7 @@ test: $(READY)  ## the default suite, under 8 minutes on 2 cores
 test-full: $(READY)  ## the full-size model: against its goldens (about 4 minutes, 4 GB), and test-engines
 	$(PY) -m pytest -m full
 
-test-engines: $(READY)  ## full-size TensorRT for RTX engines, built without a GPU: about 4 minutes, 4 GB
+test-engines: $(READY)  ## full-size TensorRT for RTX engines, built without a GPU: about 5 minutes, 4 GB
 	$(PY) -m pytest -rsP -m full tests/test_full_engines.py
 
 bench: $(READY)  ## times and memory of the torch executor on this CPU, the tiny model and full size: about 4 minutes
