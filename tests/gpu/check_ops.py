@@ -152,9 +152,9 @@ def run(args: argparse.Namespace) -> int:
                     continue
                 found = [{"failure": result, "share": float("inf")}] if isinstance(result, str) else result
                 rows += [{"case": n, "dtype": dtype, **row} for n, row in zip(names, found)]
+                args.output.write_text(json.dumps(rows, indent=1))  # a run that is cut off leaves what it has
                 print(f"{dtype} {names[0]} … {names[-1]}: done", flush=True)
             todo = again
-    pathlib.Path(args.output).write_text(json.dumps(rows, indent=1))
     return print_table(rows)
 
 
