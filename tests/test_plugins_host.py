@@ -179,7 +179,11 @@ def test_tile_of_the_convolution(library):
     # 544 blocks in 264 places: two rounds of two, then one block alone; 242 blocks in 132: two rounds
     assert costs(6 * 58 * 100, 256, h100) == {(64, 256): 500 * 64 * 256, (144, 256): 228 * 144 * 256, (80, 512): -1}
     # 272 blocks: one round of two, one block alone; 122 and 109 blocks: one round
-    assert costs(6 * 29 * 50, 512, h100) == {(64, 256): 300 * 64 * 256, (144, 256): 114 * 144 * 256, (80, 512): 105 * 80 * 512}
+    assert costs(6 * 29 * 50, 512, h100) == {
+        (64, 256): 300 * 64 * 256,
+        (144, 256): 114 * 144 * 256,
+        (80, 512): 105 * 80 * 512,
+    }
     small = costs(6 * 58 * 100, 256, a10)  # no place for two blocks, nor for 512 channels at all
     assert small == {(64, 256): 800 * 64 * 256, (144, 256): 456 * 144 * 256, (80, 512): -1}
     assert costs(6 * 29 * 50, 512, a10)[80, 512] == -1

@@ -13,7 +13,7 @@ from op_cases import CASES
 from support import ROOT, SCRIPTS
 
 from errors import UniADError
-from trtllm import Module, ModuleList, Network, Parameter, Tensor, net_guard, tensorrt_builder
+from trtllm import Module, ModuleList, Network, Parameter, Tensor, net_guard, polynomials, tensorrt_builder
 from trtllm import functional as F
 from trtllm import vision as V
 from trtllm.tensorrt_builder import BuildOptions, build_engine
@@ -230,11 +230,15 @@ class NumpyExecutor(TensorRTExecutor):
         return {"mean": np.mean}[op](x, axis=dims, keepdims=keepdim)
 
     def unary(self, op, x):
-        return {"sqrt": np.sqrt}[op](x)
+        return {"sqrt": np.sqrt, "abs": np.abs}[op](x)
 
     def binary(self, op, a, b):
         assert a.dtype == b.dtype == np.float32
-        return {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[op](a, b)
+        names = {"sub": "subtract", "mul": "multiply", "div": "divide", "min": "minimum", "max": "maximum"}
+        return getattr(np, names.get(op, {"gt": "greater", "lt": "less"}.get(op, op)))(a, b)
+
+    def where(self, condition, a, b):
+        return np.where(condition, a, b)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -255,6 +259,21 @@ def test_layer_norm_of_8_6(dtype, learned):
     np.testing.assert_allclose(result, expected, atol=tolerance)
     broken = NumpyExecutor().layer_norm(Tensor(x, dtype, x.shape), *affine, 1.0)
     assert np.abs(broken - expected).max() > 10 * tolerance
+
+
+@pytest.mark.parametrize("op", ["sin", "cos", "atan"])
+@pytest.mark.parametrize(("reach", "tolerance"), [(4.0, 5e-7), (60.0, 5e-6), (6000.0, 5e-4)])
+def test_polynomials_of_8_6(op, reach, tolerance):
+    """As exact as float32 is for an angle of that size."""
+    tolerance = 5e-7 if op == "atan" else tolerance
+    x = np.random.default_rng(6).uniform(-reach, reach, 20000).astype(np.float32)
+    x[:6] = 0.0, np.pi, -np.pi, np.pi / 2, 1.0, -1.0
+    expected = {"sin": np.sin, "cos": np.cos, "atan": np.arctan}[op](x.astype(np.float64))
+    actual = polynomials.FUNCTIONS[op](NumpyExecutor(), x)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=0)
+    broken = polynomials.FUNCTIONS[op](NumpyExecutor(), x * np.float32(1.001))
+    assert np.abs(broken - expected).max() > 2 * tolerance
 
 
 def weakly_typed(rtx: Flavour) -> Flavour:

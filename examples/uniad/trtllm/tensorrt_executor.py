@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from errors import UniADError
+from trtllm import polynomials
 from trtllm.network import FLOATS, Tensor
 from trtllm.tensorrt_flavours import Flavour
 
@@ -159,6 +160,8 @@ class TensorRTExecutor:
         if dtype == "int32":  # IUnaryLayer has no integers in 8.6
             negative = self.binary("sub", self._fill(x, 0), x)
             return negative if op == "neg" else self.binary("max", x, negative)
+        if op in polynomials.FUNCTIONS and dtype == "float32" and not self.flavour.strongly_typed:
+            return polynomials.FUNCTIONS[op](self, x)
         if op in ACTIVATION:
             layer = self.network.add_activation(x, getattr(self.trt.ActivationType, ACTIVATION[op]))
         else:
