@@ -186,6 +186,10 @@ case("inverse_sigmoid", V.inverse_sigmoid,
      np.array([0, 1e-7, 1e-3, 0.25, 0.5, 0.9, 1, 1.5, -2], np.float32), islands=(0,), tolerance=(3e-6, 3e-6))
 case("inverse_sigmoid inside", V.inverse_sigmoid, lambda t, x: t.logit(x), lambda x: -V.inverse_sigmoid(x),
      uniform(0.01, 0.99, 40), islands=(0,), tolerance=(3e-6, 3e-6))
+case("after", lambda x, y: V.after(x, y) + V.after(x), lambda t, x, y: 2 * x, lambda x, y: V.after(x, y),
+     normal(2, 9), half([[[math.inf]]]))
+case("after integers", lambda x, y: V.after(x, y), lambda t, x, y: x, lambda x, y: V.after(x, y) + 0.01,
+     half([math.inf, 1, -2]), ints(9, 4), tolerance=EXACT)
 case("atan2", V.atan2, lambda t, y, x: t.atan2(y, x), lambda y, x: F.unary(y / F.maximum(x, 1e-6), "atan"),
      half([0, 0, 1, -1, 1, 1, -1, -1, 0, 3, -0.001, 200]), half([0, -1, 0, 0, 1, -1, 1, -1, 2, 0.001, -3, -1]),
      islands=(0, 1), tolerance=(1e-6, 1e-6))

@@ -122,7 +122,8 @@ def test_executor():
         statistics = [tensor("float32", 64, array=np.ones(64, np.float32)) for _ in range(4)]
         image, offset_mask = tensor(half, 2, 32, 5, 6), tensor(half, 2, 27, 5, 6)
         V.modulated_deform_conv2d_norm(image, offset_mask, weight, *statistics)
-    flat, temporal, camera, again, conv = executor.recorded
+        V.after(points, value)
+    flat, temporal, camera, again, conv, after = executor.recorded
     assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40}
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
     assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
@@ -131,6 +132,7 @@ def test_executor():
     assert list(executor._constants) == [("as int32", "bool (6, 25, 4)")]  # cast once
     assert conv[1] == [(2, 32, 5, 6), (2, 27, 5, 6), (1, 9, 64, 32), (64,)]
     assert conv[2] == {"stride": 1, "padding": 1, "relu": 1}
+    assert after == ("UniADAfter", [(6, 25, 4, 2), (1, 60, 8, 32)], {})
 
 
 def test_executor_leaves_other_sizes_and_operations_to_the_composition():

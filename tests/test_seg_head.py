@@ -26,11 +26,13 @@ def head(levels: int) -> SegHead:
     return module
 
 
-def run(bev: np.ndarray, levels: int = 4, dtype: str = "float32", build_map: bool = True):
+def run(bev: np.ndarray, levels: int = 4, dtype: str = "float32", with_map: bool = True):
     """The head's outputs and its recorded intermediates, all by name."""
     with torch_network(dtype) as network:
-        query, query_pos, outputs = head(levels)(const(bev, dtype), build_map)
-        outputs = {"lane_query": query, "lane_query_pos": query_pos, **outputs}
+        query, query_pos, memory = head(levels)(const(bev, dtype))
+        outputs = {"lane_query": query, "lane_query_pos": query_pos}
+        if with_map:
+            outputs |= head(levels).map_outputs(memory, query)
         return tuple({name: value(t) for name, t in tensors.items()} for tensors in (outputs, network.taps))
 
 
@@ -146,7 +148,7 @@ def test_a_wrong_input_is_seen():
 def test_without_the_map():
     """The lane queries do not need the mask decoders, and are the same without."""
     bev = golden("tiny", "frame_1.npz")["bev.out"][0]
-    outputs, taps = run(bev, build_map=False)
+    outputs, taps = run(bev, with_map=False)
     whole, _ = run(bev)
     assert set(outputs) == {"lane_query", "lane_query_pos"}
     assert not any("mask" in key or "res" in key for key in taps)
@@ -234,7 +236,8 @@ def test_canvas_of_another_size():
     module = SegHead(load_config("tiny_e2e").replace(canvas_size=(20, 60)))
     module.load(tiny_weights("seg_head."))
     with torch_network() as network:
-        _, _, outputs = module(const(bev))
+        lane_query, _, memory = module(const(bev))
+        outputs = module.map_outputs(memory, lane_query)
         masks, recorded = value(network.taps["seg.res.score_list"]), network.taps["seg.stuff.mask"]
     assert {name: tensor.shape for name, tensor in outputs.items()} == {
         "map_drivable": (20, 60),

@@ -285,12 +285,12 @@ def weakly_typed(rtx: Flavour) -> Flavour:
 
 
 def test_what_8_6_builds_otherwise(rtx):
-    """Layer norms in elementary layers, and grouped or dilated convolutions in float32: the network still builds."""
+    """Layer norms in elementary layers, grouped or dilated convolutions in float32, regions parted: it still builds."""
     kernel = np.ones((4, 2, 3, 3), np.float32)
 
     def define(t):
         convolved = F.conv2d(t["x"], F.constant(kernel, "float16"), None, groups=2)
-        return {"y": F.layer_norm(t["x"], 6), "z": convolved}
+        return {"y": F.layer_norm(V.after(t["x"], convolved), 6), "z": convolved}
 
     def kinds(flavour):
         inputs = {"x": ("float16", (1, 4, 6, 6))}
@@ -306,6 +306,7 @@ def test_what_8_6_builds_otherwise(rtx):
 
     strong, weak = kinds(rtx), kinds(weakly_typed(rtx))
     assert "normalization" in dict(strong) and "normalization" not in dict(weak)
+    assert "activation" in dict(weak) and "activation" not in dict(strong)
     assert "half" in dict(strong)["convolution"] and "half" not in dict(weak)["convolution"]
 
 

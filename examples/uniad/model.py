@@ -23,6 +23,7 @@ from layers.track_head import BEVFormerTrackHead
 from layers.track_life_cycle import EgoMotion, TrackResult, Tracks, frame_queries, track_frame
 from trtllm import Module, Tensor, tap
 from trtllm import functional as F
+from trtllm import vision as V
 from weight import CModel
 
 
@@ -67,20 +68,27 @@ class UniAD(Module):
         tracks = self._track(inputs, state, bev_embed)
         outputs = track_outputs(tracks)
         if self.tasks & {"map", "motion", "occ", "plan"}:
-            lane_query, lane_query_pos, map_outputs = self.seg_head(bev_embed, "map" in self.tasks)
-            outputs |= map_outputs
+            lane_query, lane_query_pos, memory = self.seg_head(bev_embed)
+            latest = tracks.tracks.query
+            if "map" in self.tasks:
+                outputs |= self.seg_head.map_outputs(memory, V.after(lane_query, latest))
+                latest = outputs["map_lane_score"]
         if self.tasks & {"motion", "occ", "plan"}:
             active, sdc = tracks.active, tracks.sdc
             motion = self.motion_head(
-                active.embedding, active.boxes, active.labels, active.valid,
+                V.after(active.embedding, latest), active.boxes, active.labels, active.valid,
                 sdc.embedding, sdc.boxes, sdc.labels, bev_embed, lane_query, lane_query_pos,
             )  # fmt: skip
             outputs |= {"traj": motion.traj, "traj_scores": motion.traj_scores}
+            latest = motion.traj
             if "occ" in self.tasks:
+                motion = motion._replace(traj_query=V.after(motion.traj_query))
                 outputs |= self._occupancy(bev_embed, motion, active.scores)
+                latest = outputs["occ_seg"]
             if "plan" in self.tasks:
+                sdc_query = V.after(motion.sdc_traj_query, latest)
                 outputs["sdc_traj_raw"] = self.planning_head(
-                    bev_embed, bev_pos, motion.sdc_traj_query, motion.sdc_track_query, inputs["command"]
+                    bev_embed, bev_pos, sdc_query, motion.sdc_track_query, inputs["command"]
                 )
                 tap("plan.sdc_traj_before_optim", outputs["sdc_traj_raw"])
         new_state = {"prev_bev": bev_embed, **tracks.tracks.to_state(), "max_obj_id": tracks.max_obj_id}

@@ -169,7 +169,8 @@ private:
     std::string namespace_;
 };
 
-/// The creators of attention_plugins.cpp and deform_conv_plugin.cpp.
+/// The creators of after_plugin.cpp, attention_plugins.cpp and deform_conv_plugin.cpp.
+nvinfer1::IPluginCreator* afterCreator();
 nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();

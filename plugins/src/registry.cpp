@@ -22,7 +22,8 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
     auto* plugins = static_cast<nvinfer1::IPluginRegistry*>(registry);
     int count = 0;
     for (nvinfer1::IPluginCreator* creator :
-         {uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(), uniad::deformConvCreator()}) {
+         {uniad::afterCreator(), uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(),
+          uniad::deformConvCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

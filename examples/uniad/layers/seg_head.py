@@ -11,6 +11,7 @@ from layers.seg_merge import MASK_THRESH, merge_masks
 from layers.seg_transformer import SegTransformer
 from trtllm import Module, ModuleList, Tensor, net_dtype, tap
 from trtllm import functional as F
+from trtllm import vision as V
 
 
 class SegHead(Module):
@@ -30,17 +31,8 @@ class SegHead(Module):
         self.things_mask_head = SegMaskHead(config, config.seg_things_mask_layers)
         self.stuff_mask_head = SegMaskHead(config, config.seg_stuff_mask_layers, self_attn=True)
 
-    def forward(self, bev_embed: Tensor, build_map: bool = True) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The frame's lane queries and map.
-
-        Args:
-            bev_embed: (B,D).
-            build_map: False leaves out the mask decoders, for a network without map outputs.
-
-        Returns:
-            lane_query (Q,D), lane_query_pos (Q,D) (both also feed the motion head), and the map outputs by name, none
-            without build_map: map_drivable int32 (G,G), map_lane int32 (3,G,G), map_lane_score float32 (3,G,G).
-        """
+    def forward(self, bev_embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The frame's lane queries: bev_embed (B,D) -> lane_query (Q,D), lane_query_pos (Q,D), memory (B,D)."""
         pos, content = F.chunk(self.query_embedding.weight.value, 2, 1)  # (Q,D) each
         memory, memory_pos, lane_query, boxes = self.transformer(bev_embed, content, pos, self.reg_branches)
         lane_query_pos = F.cast(pos, net_dtype())
@@ -49,10 +41,10 @@ class SegHead(Module):
         tap("seg.query", lane_query)
         tap("seg.query_pos", lane_query_pos)
         tap("seg.outputs_coords", F.stack(boxes))  # (layers,Q,4)
-        return lane_query, lane_query_pos, self.map_outputs(memory, lane_query) if build_map else {}
+        return lane_query, lane_query_pos, memory
 
     def map_outputs(self, memory: Tensor, lane_query: Tensor) -> dict[str, Tensor]:
-        """memory (B,D), lane_query (Q,D) -> the map outputs of forward."""
+        """The map by name: map_drivable int32 (G,G), map_lane int32 (3,G,G), map_lane_score float32 (3,G,G)."""
         config = self.config
         class_logits = self.cls_branches[-1](F.cast(lane_query, "float32"))  # (Q,3)
         tap("seg.outputs_classes.last", class_logits)
@@ -60,7 +52,7 @@ class SegHead(Module):
         row = F.floordiv(entry, config.num_things_classes)
         labels = entry - row * config.num_things_classes
         things, thing_queries = self.things_mask_head(F.index_select(lane_query, 0, row), memory)  # (N,B)
-        stuff_query, stuff_pos = F.chunk(self.stuff_query.weight.value, 2, 1)
+        stuff_query, stuff_pos = F.chunk(V.after(self.stuff_query.weight.value, things), 2, 1)
         stuff, stuff_queries = self.stuff_mask_head(stuff_query, memory, stuff_pos)  # (num_stuff_classes,B)
         tap("seg.things.mask", things)
         tap("seg.stuff.mask", stuff)

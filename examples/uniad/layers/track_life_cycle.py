@@ -351,7 +351,7 @@ def track_frame(
     config: UniADConfig,
 ) -> TrackResult:
     """All of the frame's tracking after the decoder. max_obj_id: int32 (1), the next id to give."""
-    classes = F.sigmoid(detections.cls_scores)  # (N,classes)
+    classes = F.sigmoid(V.after(detections.cls_scores))  # (N,classes)
     scores, labels = F.max(classes, 1), F.argmax(classes, 1)  # (N)
     scores = F.where(queries.empty, -1.0, scores)
     fresh_ids = np.full(config.num_fresh, NO_TRACK, np.int32)

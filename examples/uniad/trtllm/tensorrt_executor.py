@@ -175,6 +175,20 @@ class TensorRTExecutor:
     def where(self, condition, a, b):
         return self._unless_bool("where", lambda a, b: self.network.add_select(condition, a, b), a, b)
 
+    def after(self, x: Tensor, earlier: Tensor | None) -> Tensor | None:
+        """vision.after on 8.6: a clip that clips nothing, since 8.6 takes no clip into the regions that it compiles."""
+        if self.flavour.strongly_typed:
+            return None
+        handle, largest = x.handle, float(np.finfo(x.dtype).max)
+        if earlier is not None:  # x + 0, where the 0 is made of an element of `earlier`
+            element = self.slice(earlier.handle, (0,) * earlier.ndim(), (1,) * earlier.ndim(), (1,) * earlier.ndim())
+            element = element if earlier.dtype == x.dtype else self.cast(element, earlier.dtype, x.dtype)
+            element = self.clip(self.view(element, (1,) * x.ndim()), -1.0, 1.0)  # infinity would give no 0
+            handle = self.binary("add", handle, self.binary("mul", element, self._fill(handle, 0)))
+        layer = self.network.add_activation(handle, self.trt.ActivationType.CLIP)
+        layer.alpha, layer.beta = -largest, largest
+        return Tensor(self._add(layer, "after", x.dtype), x.dtype, x.shape)
+
     # ---- shape
 
     def _shuffle(self, x, op: str, **attributes):

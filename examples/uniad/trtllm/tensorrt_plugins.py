@@ -160,6 +160,11 @@ class PluginExecutor(TensorRTExecutor):
     def _as(self, x: Tensor, dtype: str):
         return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
 
+    def after(self, x: Tensor, earlier: Tensor | None) -> Tensor:
+        """vision.after, whatever operations are plugins: there is a library, and no cheaper way to part a region."""
+        inputs = [x.handle, x.handle if earlier is None else earlier.handle]
+        return Tensor(self._plugin("UniADAfter", "after", inputs, x.dtype), x.dtype, x.shape)
+
     def deformable_attention(
         self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shapes, num_queries
     ):

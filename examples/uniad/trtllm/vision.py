@@ -67,6 +67,18 @@ def _offered(name: str, *args, **attributes) -> Tensor | None:
     return custom(*args, **attributes) if custom else None
 
 
+def after(x: Tensor, earlier: Tensor | None = None) -> Tensor:
+    """x itself, for use after `earlier` has been computed: a place where an executor may part its work.
+
+    TensorRT 8.6 compiles the network in regions and needs minutes for a large one: independent parts of the network
+    that could be one region come one after the other instead. The others do nothing here.
+    """
+    if x.dtype not in FLOATS:
+        raise TypeError(f"after: {x.dtype}")
+    parted = _offered("after", x, earlier)
+    return x if parted is None else parted
+
+
 def atan2(y: Tensor, x: Tensor) -> Tensor:
     """Angle of (x, y) in (-pi, pi]; float32, one shape. atan2(0, 0) is 0; the sign of a zero does not count."""
     if y.dtype != "float32" or x.dtype != "float32":
@@ -246,7 +258,7 @@ def deformable_attention(
     locations, weights = sampling_points(
         reference_points, sampling_offsets, attention_logits, spatial_shapes, num_queries
     )
-    return sample_levels(value, locations, weights, spatial_shapes)
+    return after(sample_levels(value, locations, weights, spatial_shapes))
 
 
 def sampling_points(
@@ -389,7 +401,7 @@ def camera_cross_attention(
         total = out if total is None else total + out
     assert total is not None
     mean = F.squeeze(total, 0) / F.view(count, (q, 1))
-    return F.cast(mean, value.dtype)
+    return after(F.cast(mean, value.dtype))
 
 
 def rotate_nearest(input: Tensor, matrix: Tensor, shape: tuple[int, int]) -> Tensor:
