@@ -202,6 +202,18 @@ def test_missing_tenth(clip, perfect):
     assert_close(car["recall"], car["tp"] / before["gt"], 1e-12, "recall")
     assert 0.5 < car["amota"] < 1  # recall levels that are not reached count as 0
 
+    def without(order, record):
+        keep = ~np.isin(record["track_ids"], gone)
+        return {**record, **{key: record[key][keep] for key in ("boxes_3d_det", "scores_3d_det", "labels_3d_det")}}
+
+    results, config = changed(perfect, without), config_factory("detection_cvpr_2019")
+    boxes = detection_boxes(results, clip, config, Tables(clip))
+    annotated, found = (sum(box.detection_name == "car" for box in side.all) for side in boxes)
+    row = evaluate_detection(results, clip)["classes"]["car"]
+    levels = np.arange(11, 101) / 100  # of the recall, above 0.1; precision is 1 as far as it reaches
+    assert found < annotated
+    assert_close(row["ap"], (levels <= found / annotated).mean(), 1e-9, "AP")
+
 
 def test_delay(clip, perfect):
     """Each frame's boxes a frame late, put where they were in the world: parked cars stay right, moving ones lag."""
@@ -214,12 +226,15 @@ def test_delay(clip, perfect):
         record = dict(records[tokens[order - 1]])
         boxes = record["boxes_3d"].astype(np.float64)
         boxes[:, :3] = (boxes[:, :3] @ before.l2g_r_mat + before.l2g_t - now.l2g_t) @ now.l2g_r_mat.T
-        return {**record, "boxes_3d": boxes}
+        return {**record, "boxes_3d": boxes, "boxes_3d_det": boxes}
 
     tracking = evaluate_tracking(changed(perfect, late), clip)
     expected_misses = len(_annotated_first_frame(clip))
     assert tracking["fn"] >= expected_misses > 0
     assert tracking["motp"] > 0.05 and tracking["amota"] < 0.95
+    detection, before = (evaluate_detection(results, clip) for results in (changed(perfect, late), perfect))
+    moved = [name for name in ("car", "pedestrian") if detection["classes"][name]["trans_err"] > 0.05]
+    assert moved and before["mean_ap_present"] > 0.99 and detection["mean_ap_present"] < 0.8
 
 
 def _annotated_first_frame(truth):

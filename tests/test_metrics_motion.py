@@ -97,6 +97,28 @@ def test_nothing_predicted(clip, perfect):
     )
 
 
+def test_missing_tenth(clip, perfect):
+    """Every tenth agent left out costs its hit in EPA and nothing else; ids are not looked at."""
+
+    def without(order, record):
+        keep = np.arange(len(record["boxes_3d"])) % 10 != 0
+        rows = {key: record[key][keep] for key in ("boxes_3d", "scores_3d", "labels_3d", "track_ids")}
+        return {**record, **rows, "traj": record["traj"][np.append(keep, True)]}
+
+    lost = 0
+    for index, token in enumerate(clip.tokens):
+        objects, ids = clip.objects(index), perfect.records[token]["track_ids"][::10]
+        distance = np.linalg.norm((objects.translation - clip.pose(index).ego_translation)[:, :2], axis=1)
+        rows = np.isin(objects.instance, ids) & (objects.names == "pedestrian") & (distance < 40)
+        lost += (rows & objects.future_mask[:, 0]).sum()
+    before, after = (evaluate_motion(r, clip)["classes"]["pedestrian"] for r in (perfect, changed(perfect, without)))
+    assert lost > 3
+    assert_close(after["epa"], before["epa"] - lost / before["boxes"], 1e-6, "EPA")
+    assert_close([after["min_ade"], after["miss_rate"]], [0, 0], 1e-5, "the others are as good as before")
+    swapped = changed(perfect, lambda _, record: {**record, "track_ids": record["track_ids"][::-1]})
+    assert evaluate_motion(swapped, clip) == evaluate_motion(perfect, clip)
+
+
 def test_false_positives_cost_half(clip, perfect):
     """Every pedestrian twice, the second one 30 m up the road and less certain."""
 
@@ -134,5 +156,9 @@ def test_errors_by_hand():
     assert motion._trajectory_errors(modes, future) == (0.75, 1.0, 0.0)
     assert motion._end_error(modes, future) == 1.0
     assert motion._trajectory_errors(modes[1:], future) == (0.75, 3.0, 1.0)
+    late = np.zeros((1, 12, 2))
+    late[0, 1:4] = future[:3]  # a step behind: 1 m everywhere, at three times the speed 3 m
+    assert motion._trajectory_errors(late, future) == (1.0, 1.0, 0.0)
+    assert motion._trajectory_errors(3 * late, 3 * future) == (3.0, 3.0, 1.0)
     assert motion._trajectory_errors(modes, future[:0]) == (0.0, 0.0, 0.0)
     assert motion._end_error(modes, future[:0]) == np.inf

@@ -74,6 +74,19 @@ def test_protocols():
     assert_close(report["steps"]["l2"], 0.1 * np.arange(1, 7), 1e-6, "steps")
 
 
+def test_delay_and_optimisation():
+    """Half a second late is 5 m at every step; a plan into an obstacle, and its optimised one that goes past."""
+    late = _score(_truth(_grid()), np.concatenate([np.zeros((1, 2)), AHEAD[:-1]]))["raw"]
+    for protocol in ("uniad", "stp3"):
+        assert_close(list(late[protocol]["l2"].values()), [5.0] * 4, 1e-6, "delay")
+    report = _score(_truth(_grid((3.1, 20.1, 4))), AHEAD, raw=AHEAD + [3, 0])
+    assert report["raw"]["steps"]["obj_box_col"] == [0, 0, 0, 1, 0, 0]
+    assert report["optimised"]["steps"]["obj_box_col"] == [0] * 6
+    assert report["raw"]["uniad"]["obj_box_col"]["2s"] == 1 and report["raw"]["stp3"]["obj_box_col"]["2s"] == 0.25
+    assert_close(report["raw"]["uniad"]["l2"]["avg"], 3.0, 1e-6, "raw")
+    assert_close(report["optimised"]["uniad"]["l2"]["avg"], 0.0, 1e-6, "optimised")
+
+
 def test_unknown_future_counts_as_right():
     far = AHEAD + [10, 0]
     report = _score(_truth(_grid(), known=2), far)

@@ -179,6 +179,20 @@ def test_scene_that_never_had_can_bus(root):
     assert not open_source(root, BASE, scenes=["all"]).values(0, images=False)["can_bus"][7:16].any()
 
 
+def test_splits_of_trainval(root):
+    """The validation split by default, train and val by name. scene-0103 is a val scene, scene-0061 a train scene."""
+    (root / "v1.0-mini").rename(root / "v1.0-trainval")
+    assert len(open_source(root, BASE)) == len(open_source(root, BASE, scenes=["val"])) == 4
+    with pytest.raises(FrameError, match="no scene 'train'"):
+        open_source(root, BASE, scenes=["train"])
+    table = root / "v1.0-trainval" / "scene.json"
+    table.write_text(table.read_text().replace("scene-0103", "scene-0061"))
+    (root / "can_bus" / "scene-0103_pose.json").rename(root / "can_bus" / "scene-0061_pose.json")
+    assert len(open_source(root, BASE, scenes=["train"])) == 4
+    with pytest.raises(FrameError, match="no scene 'val'"):
+        open_source(root, BASE)
+
+
 def test_bad_roots(root):
     assert find_versions(root) == ["v1.0-mini"]
     with pytest.raises(FrameError, match=r"no tables 'v1.0-test' here; there are: v1.0-mini"):
