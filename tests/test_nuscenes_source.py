@@ -161,9 +161,14 @@ def test_scaling(clip):
 
 def test_missing_can_bus(root):
     (root / "can_bus" / "scene-0103_pose.json").unlink()
-    with pytest.raises(FrameError, match=r"CAN bus of scene-0103 is missing; download.*--no-can-bus") as caught:
+    with pytest.raises(
+        FrameError, match=r"CAN bus of scene-0103 is missing; download.*--no-can-bus; .*Map expansion"
+    ) as caught:
         open_source(root, BASE)
     assert "\n" not in str(caught.value)
+    (root / "maps" / "expansion").mkdir()
+    with pytest.raises(FrameError, match=r"--no-can-bus$"):
+        open_source(root, BASE)
     with_it = NuScenesSource(shared_path("nuscenes", "clip"), BASE).values(0, images=False)["can_bus"]
     without = open_source(root, BASE, can_bus=False).values(0, images=False)["can_bus"]
     assert not without[7:16].any()

@@ -153,10 +153,14 @@ class NuScenesSource:
                     missing.append(name)
         if missing:
             more = f" and {len(missing) - 1} more scenes" if len(missing) > 1 else ""
+            maps = self.root / "maps"
+            also = f"; the 'Map expansion pack (v1.3)' (for scores of the map) is missing in {maps}, too"
+            if (maps / "expansion").is_dir():
+                also = ""
             raise FrameError(
                 f"{self._can_bus_path(missing[0])}: CAN bus of {missing[0]}{more} is missing; download the 'CAN bus "
                 f"expansion' from nuScenes' download page and extract it into {self.root}, or go on without "
-                "(worse plans) with --no-can-bus"
+                f"(worse plans) with --no-can-bus{also}"
             )
 
     def _messages(self, scene_token: str) -> list[dict[str, Any]]:
