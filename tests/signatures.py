@@ -48,7 +48,8 @@ SIGNATURES = {
     "log_softmax": "input, dim",
     "matmul": "input, mat2, transa=False, transb=False, use_fp32_acc=True",
     "einsum": "einsum_eq, inputs",
-    "conv2d": "input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1",
+    "conv2d": "input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, "
+    "pre_padding=None, post_padding=None",
     "layer_norm": "input, normalized_shape, weight=None, bias=None, eps=1e-05, use_diff_of_squares=True",
     "interpolate": "input, size=None, scale_factor=None, mode='nearest', align_corners=False, "
     "recompute_scale_factor=False, antialias=False",
@@ -65,6 +66,10 @@ DEVIATIONS = {
     "cumsum": ("input, dim", "plugins are the executor's business"),
     "softmax": ("input, dim", "the dimension is always said"),
     "matmul": ("input, mat2, transa=False, transb=False", "the executor accumulates in float32 where it can"),
+    "conv2d": (
+        "input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1",
+        "padding is the same before and after",
+    ),
     "layer_norm": ("input, normalized_shape, weight=None, bias=None, eps=1e-05", "a detail of their plugin"),
     "interpolate": (
         "input, size=None, scale_factor=None, mode='nearest', align_corners=False",

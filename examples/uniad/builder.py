@@ -66,6 +66,13 @@ def parse_args() -> argparse.Namespace:
     trt.add_argument(
         "--plugins", default="auto", help="auto (default: all, where the library is built), off, or names: A,B"
     )
+    trt.add_argument(
+        "--functional",
+        default="own",
+        choices=("own", "tensorrt_llm"),
+        help="what defines the network: this repository's functions (default), or those of an installed tensorrt_llm "
+        "1.2.1 or older; the layers are the same",
+    )
     trt.add_argument("--timing-cache", type=pathlib.Path, metavar="FILE", help="kernel times, used and updated")
     trt.add_argument(
         "--profiling-verbosity", default="layer_names_only", choices=("none", "layer_names_only", "detailed")
@@ -139,9 +146,12 @@ def build_torch(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> 
 def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> str:
     from runtime.tensorrt_plan import write_tensorrt_plan
     from trtllm.tensorrt_builder import BuildOptions
+    from trtllm.tensorrt_llm_layers import load_tensorrt_llm
     from trtllm.tensorrt_plugins import BUILD_HINT, select_plugins
 
     flavour = load_flavour(args.backend, args.log_level)
+    if args.functional == "tensorrt_llm":
+        print(f"--functional tensorrt_llm: {load_tensorrt_llm(flavour).version}")
     plugins = select_plugins(args.plugins, flavour)
     if args.plugins == "auto" and not plugins and not flavour.rtx:
         print(f"--plugins auto: no plugin library here, so none are used; {BUILD_HINT}")
@@ -154,6 +164,7 @@ def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) 
             timing_cache=args.timing_cache,
             profiling_verbosity=args.profiling_verbosity,
             plugins=plugins,
+            functional=args.functional,
             compute_capabilities=targets,
             progress=progress,
         )
@@ -183,6 +194,8 @@ def main() -> None:
     if args.backend is None:
         args.backend = best_backend()
         print(f"--backend {args.backend}: the best that can run on this machine")
+    if args.functional != "own" and args.backend != "tensorrt":
+        raise UniADError(f"--functional {args.functional} defines networks of TensorRT 10: use --backend tensorrt")
     started = time.perf_counter()
     c_model = load_c_model(args.in_dir)
     if args.max_tracks is not None:

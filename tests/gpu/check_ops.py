@@ -30,6 +30,7 @@ from errors import UniADError, one_line_errors  # noqa: E402
 from runtime import cuda  # noqa: E402
 from trtllm.tensorrt_builder import BuildOptions  # noqa: E402
 from trtllm.tensorrt_flavours import MODULES, Flavour, load_flavour  # noqa: E402
+from trtllm.tensorrt_llm_layers import load_tensorrt_llm  # noqa: E402
 from trtllm.tensorrt_plugins import select_plugins  # noqa: E402
 
 SECONDS_PER_ENGINE = 300  # a hang counts as a failure
@@ -107,6 +108,7 @@ def check_group(dtype: str, indices: list[int], args: argparse.Namespace) -> lis
         dtype,
         optimization_level=args.builder_opt,
         plugins=select_plugins(args.plugins, flavour),
+        functional=args.functional,
         compute_capabilities=(cuda.compute_capability(),),
     )
     started = time.perf_counter()
@@ -114,6 +116,7 @@ def check_group(dtype: str, indices: list[int], args: argparse.Namespace) -> lis
     seconds = (time.perf_counter() - started) / len(indices)
     outputs = execute(engine.plan, flavour, op_engines.input_arrays(indices, dtype))
     device = {"device": cuda.device_name(), "tensorrt": f"{args.backend} {flavour.version}", "seconds": seconds}
+    device["functional"] = engine.functional
     return [{**device, **judge(index, dtype, outputs, references)} for index in indices]
 
 
@@ -122,6 +125,7 @@ def run_in_child(dtype: str, indices: list[int], args: argparse.Namespace, work:
     output = pathlib.Path(work, f"{dtype}-{indices[0]}-{len(indices)}.json")
     command = [sys.executable, __file__, "group", "-r", str(args.references), "-o", str(output), "--dtype", dtype]
     command += ["--backend", args.backend, "--plugins", args.plugins, "--indices", ",".join(map(str, indices))]
+    command += ["--functional", args.functional]
     command += ["--builder-opt", str(args.builder_opt)] if args.builder_opt is not None else []
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_ENGINE)
@@ -136,7 +140,9 @@ def run_in_child(dtype: str, indices: list[int], args: argparse.Namespace, work:
 def run(args: argparse.Namespace) -> int:
     """All engines of both types. Writes the rows as JSON, prints the table; the exit status."""
     read_references(args.references)  # fail now rather than in every child
-    load_flavour(args.backend)
+    flavour = load_flavour(args.backend)
+    if args.functional == "tensorrt_llm":
+        load_tensorrt_llm(flavour)
     cuda.compute_capability()
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as work, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
@@ -181,6 +187,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     parser.add_argument("--backend", choices=sorted(MODULES), default="tensorrt")
     parser.add_argument("--plugins", default="off", help="auto, off, or names of operations; off if left out")
+    parser.add_argument("--functional", choices=("own", "tensorrt_llm"), default="own", help="as builder.py's")
     parser.add_argument("--builder-opt", type=int, help="0 to 5; TensorRT's default if left out")
     parser.add_argument("--group-size", type=int, default=16, help="cases in one engine")
     parser.add_argument(

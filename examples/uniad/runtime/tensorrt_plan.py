@@ -84,6 +84,7 @@ def write_tensorrt_plan(
 
     facts = _facts(c_model, config, flavour, options, tasks)
     facts |= {"build_seconds": round(seconds, 1), "num_layers": len(engine.layers), "plan_bytes": len(engine.plan)}
+    facts["functional"] = engine.functional
     write_plan(path, lambda plan: _write(plan, engine), facts, run_check)
     return Built(seconds, len(engine.layers), findings, unchecked)
 

@@ -12,6 +12,7 @@ from files import whole_file
 from trtllm.network import Network, Tensor, net_guard
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
+from trtllm.tensorrt_llm_layers import TensorRTLLMLayers
 from trtllm.tensorrt_plugins import PluginExecutor, load_plugins
 
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type, shape)
@@ -29,6 +30,7 @@ class BuildOptions:
         timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
         plugins: the operations that become plugins (trtllm.tensorrt_plugins.select_plugins).
+        functional: what adds the layers: "own", or "tensorrt_llm" (trtllm/tensorrt_llm_layers.py).
         compute_capabilities: what TensorRT for RTX builds for; the others build for the GPU that they run on.
         progress: called with (phase, step, steps, depth) while the engine is built, where the version reports it.
     """
@@ -39,16 +41,21 @@ class BuildOptions:
     timing_cache: pathlib.Path | None = None
     profiling_verbosity: str = "layer_names_only"
     plugins: Collection[str] = ()
+    functional: str = "own"
     compute_capabilities: Sequence[str] = ("8.6",)
     progress: Callable[[str, int, int, int], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """A serialized engine, and the layers of the network that it was built from: (name, kind, types and shapes)."""
+    """A serialized engine, and the layers of the network that it was built from: (name, kind, types and shapes).
+
+    `functional` is what added them: "own", or tensorrt_llm with its version.
+    """
 
     plan: bytes
     layers: list[tuple[str, str, str]]
+    functional: str = "own"
 
 
 def build_engine(
@@ -66,16 +73,18 @@ def build_engine(
         outputs: the names to keep of what `define` returns (all by default); what only the others need is left out.
 
     Raises:
-        UniADError: TensorRT refuses a layer or can't build the engine; no GPU; out of memory; no plugin library.
+        UniADError: TensorRT refuses a layer or can't build the engine; no GPU; out of memory; no plugin library; no
+            tensorrt_llm that fits.
     """
     options = options or BuildOptions()
     builder = _create_builder(flavour)
     definition = flavour.create_network(builder)
+    layers = TensorRTLLMLayers(definition, flavour) if options.functional == "tensorrt_llm" else None
     if options.plugins:
         load_plugins(flavour)
-        executor: TensorRTExecutor = PluginExecutor(definition, flavour, options.plugins)
+        executor: TensorRTExecutor = PluginExecutor(definition, flavour, options.plugins, layers)
     else:
-        executor = TensorRTExecutor(definition, flavour)
+        executor = TensorRTExecutor(definition, flavour, layers)
     with net_guard(Network(executor, options.dtype)):
         results = define({name: executor.input(name, dtype, shape) for name, (dtype, shape) in inputs.items()})
     if unknown := sorted(set(outputs or ()) - set(results)):
@@ -95,9 +104,9 @@ def build_engine(
         _write_timing_cache(config, options.timing_cache)
     if plan is None:
         raise UniADError(_build_failure(flavour))
-    layers = describe_layers(definition)
+    engine = Engine(bytes(plan), describe_layers(definition), executor.layers.name)
     del monitor, executor  # both had to live until here
-    return Engine(bytes(plan), layers)
+    return engine
 
 
 def _create_builder(flavour: Flavour) -> Any:

@@ -1,8 +1,9 @@
 """The TensorRT executor: each functional call adds layers to an INetworkDefinition.
 
 Handles are ITensors. Their types are what the calls say: strongly typed networks hold them by themselves, 8.6 by
-constraints on every layer that computes (tensorrt_flavours.py). Layers and tensors are named by module path and
-operation. Operations that have no method here (deformable attention, atan2, …) are built from the compositions of
+constraints on every layer that computes (tensorrt_flavours.py). Which functions add the layers is the business of
+tensorrt_layers.py and tensorrt_llm_layers.py; here the layers and their tensors are named by module path and operation.
+Operations that have no method here (deformable attention, atan2, …) are built from the compositions of
 trtllm/vision.py.
 """
 
@@ -17,16 +18,8 @@ from errors import UniADError
 from trtllm import polynomials
 from trtllm.network import FLOATS, Tensor
 from trtllm.tensorrt_flavours import Flavour
+from trtllm.tensorrt_layers import NativeLayers
 
-UNARY = {
-    n: n.upper() for n in ("exp", "log", "sqrt", "sin", "cos", "abs", "neg", "round", "floor", "erf", "atan", "not")
-}
-ACTIVATION = {"relu": "RELU", "sigmoid": "SIGMOID", "tanh": "TANH"}
-BINARY = {
-    "add": "SUM", "sub": "SUB", "mul": "PROD", "div": "DIV", "floordiv": "FLOOR_DIV", "pow": "POW", "min": "MIN",
-    "max": "MAX", "gt": "GREATER", "lt": "LESS", "eq": "EQUAL", "and": "AND", "or": "OR",
-}  # fmt: skip
-REDUCE = {"sum": "SUM", "mean": "AVG", "max": "MAX", "min": "MIN"}
 MAX_K = 3840  # of ITopKLayer
 SMALL = 256  # bytes up to which equal constants are one layer
 
@@ -34,12 +27,14 @@ SMALL = 256  # bytes up to which equal constants are one layer
 class TensorRTExecutor:
     """The methods of TorchExecutor, on a network definition of one TensorRT flavour.
 
+    `layers` adds the layers; None: TensorRT's own API.
     The numpy buffers of constants and parameters are kept here: keep the executor until the engine is built.
     Raises UniADError, naming the layer, where TensorRT refuses one.
     """
 
-    def __init__(self, network: Any, flavour: Flavour):
-        self.network, self.flavour, self.trt = network, flavour, flavour.trt
+    def __init__(self, network: Any, flavour: Flavour, layers: NativeLayers | None = None):
+        self.network, self.flavour = network, flavour
+        self.layers = layers or NativeLayers(network, flavour)
         self._path = ""
         self._names: collections.Counter[str] = collections.Counter()
         self._types: dict[str, str] = {}  # tensor name -> type; 8.6 does not know all of them before the build
@@ -49,7 +44,7 @@ class TensorRTExecutor:
     # ---- names, types, the network's border
 
     def enter(self, scope: list[str]) -> None:
-        self._path = "/".join(filter(None, scope))
+        self._path = self.layers.path = "/".join(filter(None, scope))
 
     def leave(self, scope: list[str]) -> None:
         self.enter(scope[:-1])
@@ -68,7 +63,7 @@ class TensorRTExecutor:
 
     def output(self, tensor: Tensor, name: str) -> None:
         """Make a tensor a network output. Goes through an identity: one tensor may be two outputs, or an input too."""
-        handle = self._add(self.network.add_identity(tensor.handle), "output", tensor.dtype)
+        handle = self._add(self.layers.identity(tensor.handle), "output", tensor.dtype)
         handle.name = name
         self.network.mark_output(handle)
         self.flavour.declare_border(handle, tensor.dtype)
@@ -128,8 +123,7 @@ class TensorRTExecutor:
             dtype = str(array.dtype)
             stored = array.astype(np.int32) if dtype == "bool" else array  # 8.6 has no bool weights
             self._buffers += [array, stored]  # TensorRT reads the buffer at build time; the id must stay taken
-            layer = self.network.add_constant(array.shape, self.trt.Weights(stored))
-            handle = self._add(layer, "constant", str(stored.dtype), name=name)
+            handle = self._add(self.layers.constant(stored), "constant", str(stored.dtype), name=name)
             self._constants[key] = self.cast(handle, "int32", "bool") if dtype == "bool" else handle
         return self._constants[key]
 
@@ -142,8 +136,7 @@ class TensorRTExecutor:
             return self.cast(self.cast(x, source, "float32"), "float32", target)  # uint8 only knows floats
         if target == "bool":  # what a cast makes of 0.5 is not said; "differs from 0" is
             return self.unary("not", self.binary("eq", x, self._fill(x, 0)))
-        layer = self.network.add_cast(x, self.flavour.types[target])
-        return self._add(layer, "cast", target, compute=source if source in FLOATS else None)
+        return self._add(self.layers.cast(x, target), "cast", target, compute=source if source in FLOATS else None)
 
     # ---- element by element
 
@@ -151,9 +144,8 @@ class TensorRTExecutor:
         dtype = self._type(a)
         if op == "eq" and dtype in ("bool", "uint8"):
             a, b = (self.cast(t, dtype, "int32") for t in (a, b))
-        layer = self.network.add_elementwise(a, b, getattr(self.trt.ElementWiseOperation, BINARY[op]))
         result = "bool" if op in ("gt", "lt", "eq", "and", "or") else dtype
-        return self._add(layer, op, result, compute=dtype if dtype in FLOATS else None)
+        return self._add(self.layers.binary(op, a, b), op, result, compute=dtype if dtype in FLOATS else None)
 
     def unary(self, op, x):
         dtype = self._type(x)
@@ -162,18 +154,15 @@ class TensorRTExecutor:
             return negative if op == "neg" else self.binary("max", x, negative)
         if op in polynomials.FUNCTIONS and dtype == "float32" and not self.flavour.strongly_typed:
             return polynomials.FUNCTIONS[op](self, x)
-        if op in ACTIVATION:
-            layer = self.network.add_activation(x, getattr(self.trt.ActivationType, ACTIVATION[op]))
-        else:
-            layer = self.network.add_unary(x, getattr(self.trt.UnaryOperation, UNARY[op]))
-        return self._add(layer, op, dtype)
+        return self._add(self.layers.unary(op, x), op, dtype)
 
     def clip(self, x, low, high):
-        # Not as an activation: 8.6 takes no clip into the regions that it compiles, and would part them here.
+        if self.layers.clips:
+            return self._add(self.layers.clip(x, low, high), "clip", self._type(x))
         return self.binary("min", self.binary("max", x, self._fill(x, low)), self._fill(x, high))
 
     def where(self, condition, a, b):
-        return self._unless_bool("where", lambda a, b: self.network.add_select(condition, a, b), a, b)
+        return self._unless_bool("where", lambda a, b: self.layers.where(condition, a, b), a, b)
 
     def after(self, x: Tensor, earlier: Tensor | None) -> Tensor | None:
         """vision.after on 8.6: a clip that clips nothing, since 8.6 takes no clip into the regions that it compiles."""
@@ -185,42 +174,30 @@ class TensorRTExecutor:
             element = element if earlier.dtype == x.dtype else self.cast(element, earlier.dtype, x.dtype)
             element = self.clip(self.view(element, (1,) * x.ndim()), -1.0, 1.0)  # infinity would give no 0
             handle = self.binary("add", handle, self.binary("mul", element, self._fill(handle, 0)))
-        layer = self.network.add_activation(handle, self.trt.ActivationType.CLIP)
-        layer.alpha, layer.beta = -largest, largest
+        layer = self.layers.clip(handle, -largest, largest)
         return Tensor(self._add(layer, "after", x.dtype), x.dtype, x.shape)
 
     # ---- shape
 
-    def _shuffle(self, x, op: str, **attributes):
-        layer = self.network.add_shuffle(x)
-        for name, value in attributes.items():
-            setattr(layer, name, value)
-        return self._add(layer, op, self._type(x))
-
     def view(self, x, shape):
         if self.shape_of(x) == tuple(shape):
             return x
-        return self._shuffle(x, "view", zero_is_placeholder=False, reshape_dims=shape)
+        return self._add(self.layers.view(x, shape), "view", self._type(x))
 
     def permute(self, x, order):
         if tuple(order) == tuple(range(len(order))):
             return x
-        return self._shuffle(x, "permute", second_transpose=order)
+        return self._add(self.layers.permute(x, order), "permute", self._type(x))
 
     def expand(self, x, shape):
         strides = tuple(int(length == size) for length, size in zip(x.shape, shape))
-        return self._add(self.network.add_slice(x, (0,) * len(shape), shape, strides), "expand", self._type(x))
+        return self._add(self.layers.slice(x, (0,) * len(shape), shape, strides), "expand", self._type(x))
 
     def slice(self, x, starts, sizes, strides):
-        return self._add(self.network.add_slice(x, starts, sizes, strides), "slice", self._type(x))
+        return self._add(self.layers.slice(x, starts, sizes, strides), "slice", self._type(x))
 
     def concat(self, xs, dim):
-        def build(*inputs):
-            layer = self.network.add_concatenation(inputs)
-            layer.axis = dim
-            return layer
-
-        return self._unless_bool("concat", build, *xs)
+        return self._unless_bool("concat", lambda *inputs: self.layers.concat(inputs, dim), *xs)
 
     def pad(self, x, pad, value):
         before, after = [0] * len(x.shape), [0] * len(x.shape)
@@ -229,33 +206,21 @@ class TensorRTExecutor:
         sizes = tuple(left + length + right for left, length, right in zip(before, x.shape, after))
 
         def build(x):
-            layer = self.network.add_slice(x, tuple(-left for left in before), sizes, (1,) * len(sizes))
-            layer.mode = self.trt.SampleMode.FILL
-            layer.set_input(4, self.constant(np.asarray(value, self._type(x))))
-            return layer
+            fill = self.constant(np.asarray(value, self._type(x)))
+            return self.layers.slice(x, tuple(-left for left in before), sizes, (1,) * len(sizes), fill)
 
         return self._unless_bool("pad", build, x)
 
     # ---- look-up
 
     def index_select(self, x, dim, index):
-        return self._unless_bool("index_select", lambda x: self.network.add_gather(x, index, dim), x)
+        return self._unless_bool("index_select", lambda x: self.layers.index_select(x, dim, index), x)
 
     def gather(self, x, dim, indices):
-        def build(x):
-            layer = self.network.add_gather_v2(x, indices, self.trt.GatherMode.ELEMENT)
-            layer.axis = dim
-            return layer
-
-        return self._unless_bool("gather", build, x)
+        return self._unless_bool("gather", lambda x: self.layers.gather(x, dim, indices), x)
 
     def scatter(self, x, dim, indices, updates):
-        def build(x, updates):
-            layer = self.network.add_scatter(x, indices, updates, self.trt.ScatterMode.ELEMENT)
-            layer.axis = dim
-            return layer
-
-        return self._unless_bool("scatter", build, x, updates)
+        return self._unless_bool("scatter", lambda x, u: self.layers.scatter(x, dim, indices, u), x, updates)
 
     def topk(self, x, k, dim, largest):
         if k > MAX_K:
@@ -263,14 +228,12 @@ class TensorRTExecutor:
         if len(x.shape) == 1:  # ITopKLayer wants two dimensions
             results = self.topk(self.view(x, (1, *x.shape)), k, 1, largest)
             return tuple(self.view(t, (k,)) for t in results)
-        operation = self.trt.TopKOperation.MAX if largest else self.trt.TopKOperation.MIN
-        return self._add(self.network.add_topk(x, operation, k, 1 << dim), "topk", self._type(x), "int32")
+        return self._add(self.layers.topk(x, k, dim, largest), "topk", self._type(x), "int32")
 
     # ---- sums and products
 
     def reduce(self, op, x, dims, keepdim):
-        operation, axes = getattr(self.trt.ReduceOperation, REDUCE[op]), sum(1 << d for d in dims)
-        return self._add(self.network.add_reduce(x, operation, axes, keepdim), op, self._type(x))
+        return self._add(self.layers.reduce(op, x, dims, keepdim), op, self._type(x))
 
     def cumsum(self, x, dim, dtype):
         """A product with a triangle of ones in float32 (TF32 is off): exact for integers below 2**24."""
@@ -290,17 +253,13 @@ class TensorRTExecutor:
         return self._constants[key]
 
     def softmax(self, x, dim):
-        layer = self.network.add_softmax(x)
-        layer.axes = 1 << dim
-        return self._add(layer, "softmax", self._type(x))
+        return self._add(self.layers.softmax(x, dim), "softmax", self._type(x))
 
     def matmul(self, a, b, transa, transb):
-        operation = self.trt.MatrixOperation
-        ops = [operation.TRANSPOSE if t else operation.NONE for t in (transa, transb)]
-        return self._add(self.network.add_matrix_multiply(a, ops[0], b, ops[1]), "matmul", self._type(a))
+        return self._add(self.layers.matmul(a, b, transa, transb), "matmul", self._type(a))
 
     def einsum(self, equation, xs):
-        return self._add(self.network.add_einsum(xs, equation.replace(" ", "")), "einsum", self._type(xs[0]))
+        return self._add(self.layers.einsum(equation.replace(" ", ""), xs), "einsum", self._type(xs[0]))
 
     def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups):
         if not self.flavour.strongly_typed and x.dtype == "float16" and (groups > 1 or tuple(dilation) != (1, 1)):
@@ -308,14 +267,7 @@ class TensorRTExecutor:
             shift = None if bias is None else self._wide(bias)
             wide = self.conv2d(self._wide(x), self._wide(weight), shift, stride, padding, dilation, groups)
             return self.cast(wide, "float32", "float16")
-        empty = self.trt.Weights()
-        kernel, shift = (self.trt.Weights(t.array) if t and t.array is not None else empty for t in (weight, bias))
-        layer = self.network.add_convolution_nd(x.handle, weight.shape[0], weight.shape[2:], kernel, shift)
-        if layer is not None:
-            layer.stride_nd, layer.padding_nd, layer.dilation_nd, layer.num_groups = stride, padding, dilation, groups
-            for index, tensor in enumerate((weight, bias), 1):
-                if tensor is not None and tensor.array is None:
-                    layer.set_input(index, tensor.handle)
+        layer = self.layers.conv2d(x, weight, bias, stride, padding, dilation, groups)
         return self._add(layer, "conv2d", x.dtype)
 
     def _wide(self, x: Tensor) -> Tensor:
@@ -342,9 +294,7 @@ class TensorRTExecutor:
                 affine.append(self.view(self._wide(tensor).handle, shape))
         wide, (gain, shift) = self._wide(x).handle, affine
         if self.flavour.strongly_typed:
-            layer = self.flavour.add_normalization(self.network, wide, gain, shift, 1 << (x.ndim() - 1))
-            layer.epsilon = eps
-            out = self._add(layer, "layer_norm", "float32")
+            out = self._add(self.layers.layer_norm(wide, gain, shift, eps), "layer_norm", "float32")
         else:
             # 8.6 turns the layer into a product of float16 and float32 in a float16 network, whatever it is told, and
             # then has no implementation ("Could not infer output types for operation mul: …normalizationScaled").
@@ -361,21 +311,10 @@ class TensorRTExecutor:
     # ---- images
 
     def interpolate(self, x, size, mode, align_corners):
-        layer, how = self.network.add_resize(x), self.trt.ResizeCoordinateTransformation
-        layer.shape = (*x.shape[:2], *size)
-        if mode == "nearest":
-            layer.resize_mode = self.trt.InterpolationMode.NEAREST
-            layer.coordinate_transformation = how.ASYMMETRIC
-            layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR
-        else:
-            layer.resize_mode = self.trt.InterpolationMode.LINEAR
-            layer.coordinate_transformation = how.ALIGN_CORNERS if align_corners else how.HALF_PIXEL
-        return self._add(layer, "interpolate", self._type(x))
+        return self._add(self.layers.interpolate(x, size, mode, align_corners), "interpolate", self._type(x))
 
     def max_pool2d(self, x, kernel_size, stride, padding):
-        layer = self.network.add_pooling_nd(x, self.trt.PoolingType.MAX, (kernel_size, kernel_size))
-        layer.stride_nd, layer.padding_nd = (stride, stride), (padding, padding)
-        return self._add(layer, "max_pool2d", self._type(x))
+        return self._add(self.layers.max_pool2d(x, kernel_size, stride, padding), "max_pool2d", self._type(x))
 
     def batch_norm(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps):
         """One scale and shift for each channel, computed in float64 before they take x's type."""
@@ -386,13 +325,8 @@ class TensorRTExecutor:
         scale = weight_ / np.sqrt(var_ + eps)
         buffers = [a.astype(x.dtype) for a in (bias_ - mean_ * scale, scale, np.ones_like(scale))]
         self._buffers += buffers
-        shift, gain, power = (self.trt.Weights(b) for b in buffers)  # all three, or TensorRT takes power for float32
-        layer = self.network.add_scale_nd(x.handle, self.trt.ScaleMode.CHANNEL, shift, gain, power, 1)
-        return self._add(layer, "batch_norm", x.dtype)
+        shift, gain, power = buffers  # all three, or TensorRT takes power for float32
+        return self._add(self.layers.scale(x.handle, shift, gain, power), "batch_norm", x.dtype)
 
     def grid_sample(self, x, grid, mode, align_corners):
-        layer = self.network.add_grid_sample(x, grid)  # zeros outside is its default
-        layer.align_corners = align_corners
-        if mode == "nearest":
-            layer.interpolation_mode = self.trt.InterpolationMode.NEAREST
-        return self._add(layer, "grid_sample", self._type(x))
+        return self._add(self.layers.grid_sample(x, grid, mode, align_corners), "grid_sample", self._type(x))

@@ -17,6 +17,7 @@ from errors import UniADError
 from trtllm.network import Tensor
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
+from trtllm.tensorrt_layers import NativeLayers
 
 VERSION = 1  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
 MAX_LEVELS = 8
@@ -139,12 +140,13 @@ class PluginExecutor(TensorRTExecutor):
     An operation whose sizes no kernel was built for is built from the composition, as all others are.
     """
 
-    def __init__(self, network: Any, flavour: Flavour, plugins: Collection[str]):
-        super().__init__(network, flavour)
+    def __init__(self, network: Any, flavour: Flavour, plugins: Collection[str], layers: NativeLayers | None = None):
+        super().__init__(network, flavour, layers)
         self.plugins = frozenset(plugins)
 
     def _plugin(self, kind: str, name: str, inputs: Sequence[Any], dtype: str, **attributes):
-        registry, trt = self.trt.get_plugin_registry(), self.trt
+        trt = self.flavour.trt
+        registry = trt.get_plugin_registry()
         get_creator = getattr(registry, "get_plugin_creator", None) or registry.get_creator
         creator = get_creator(kind, "1", "")
         if creator is None:
