@@ -150,7 +150,8 @@ def histogram(label: str, unit: str, series: Mapping[str, np.ndarray], classes: 
         parts.append(f'<polygon class="area {kind}" points="{path}"><title>{escape(name)}</title></polygon>')
         tip = f"{name}, median: {number(middle)} {unit}"
         parts.append(f'<path class="{kind}" d="M{x:.1f} {bottom} l5 9 h-10 z"><title>{escape(tip)}</title></path>')
-    for value in np.linspace(low, high, 5):
-        parts.append(_text(_LEFT + _PLOT * (value - low) / (high - low), bottom + 26, number(float(value))))
+    for i, value in enumerate(np.linspace(low, high, 5)):
+        anchor = "end" if i == 4 else "middle"  # the last one would reach out of the picture
+        parts.append(_text(_LEFT + _PLOT * i / 4, bottom + 26, number(float(value)), anchor))
     parts.append(_text(_WIDTH - _RIGHT, bottom + 41, unit, "end"))
     return _svg(height, label, parts)
