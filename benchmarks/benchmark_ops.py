@@ -1,13 +1,14 @@
 """The plugins' kernels at full size on a GPU: python3 benchmarks/benchmark_ops.py [-o results.json] [--library PATH]
 
 Builds the library with plugins/build.sh (nvcc) unless one is given. For every operation: the time of each kernel
-variant, of the composition of plain operations (torch, float16), the bytes and operations the task needs at least, and
-which share of the measured roofline the kernel reaches. The ceilings (a large copy, a large matrix product) are
-measured in the same run. Times are medians; kernels run in CUDA graphs over several sets of inputs in turn, more
-than the L2 cache holds.
+variant, of the composition of plain operations (torch, float16; masks are merged in float32), the bytes and operations
+the task needs at least, and which share of the measured roofline the kernel reaches. The ceilings (a large copy, a
+large matrix product) are measured in the same run. Times are medians; kernels run in CUDA graphs over several sets of
+inputs in turn, more than the L2 cache holds.
 """
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -42,11 +43,13 @@ class Operation(NamedTuple):
     out_shape: tuple[int, ...]
     flops: float
     matrix: bool = False  # the floor of the arithmetic is that of the matrix units
+    dtype: torch.dtype = torch.float16  # of the output
 
 
 def nbytes(case: cases.Case) -> float:
     """Bytes of all tensors that the kernel reads, each read once."""
-    tensors = [x for key, x in case.items() if isinstance(x, torch.Tensor) and key != "plain_weight"]
+    other = ("plain_weight", "workspace")
+    tensors = [x for key, x in case.items() if isinstance(x, torch.Tensor) and key not in other]
     return float(sum(x.numel() * x.element_size() for x in tensors))
 
 
@@ -87,9 +90,9 @@ def ceilings() -> tuple[float, float]:
     return copy, 2 * 8192**3 / (median_ms(lambda: a @ b) * 1e-3)
 
 
-def composed(function: str, **fixed):
-    """The composition of trtllm.vision on torch tensors."""
-    from trtllm import Network, Tensor, net_guard, vision
+def composed(function: str, module: str = "trtllm.vision"):
+    """The composition of trtllm.vision, or another module, on torch tensors."""
+    from trtllm import Network, Tensor, net_guard
     from trtllm.torch_executor import TORCH, TorchExecutor
 
     names = {dtype: name for name, dtype in TORCH.items()}
@@ -98,9 +101,9 @@ def composed(function: str, **fixed):
         return Tensor(x, names[x.dtype], tuple(x.shape)) if isinstance(x, torch.Tensor) else x
 
     def run(case: cases.Case):
-        arguments = {key: wrap(x) for key, x in case.items() if key not in ("mean",)}
+        arguments = {key: wrap(x) for key, x in case.items() if key not in ("mean", "workspace")}
         with net_guard(Network(TorchExecutor("cuda"), "float16")):
-            return getattr(vision, function)(**arguments, **fixed)
+            return getattr(importlib.import_module(module), function)(**arguments)
 
     return run
 
@@ -187,6 +190,23 @@ def convolution_operations() -> list[Operation]:
     return operations
 
 
+def merge_operation(library) -> Operation:
+    """All of the map head's merging: 100 masks of 200 x 200 pixels, 3 classes, some 30 of them drawn."""
+    classes, pixels = 3, 40000
+
+    def make():
+        case = cases.merge_case(DEVICE, 100, MAP[0], classes)
+        return {**case, "workspace": kernel_calls.merge_workspace(library, case["masks"], classes)}
+
+    def merge(library, case, out, variant):
+        outputs = (out[:classes].view(torch.int32), out[classes:])
+        kernel_calls.merge_masks(library, **case, out=outputs)
+
+    return Operation(
+        "merging of map masks, 100 x 40000", None, make, merge, composed("merge_masks", "layers.seg_merge"),
+        (2 * classes, pixels), 0.0, dtype=torch.float32)  # fmt: skip
+
+
 def plain_convolutions() -> dict[str, float]:
     """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
     times = {}
@@ -204,7 +224,7 @@ def plain_convolutions() -> dict[str, float]:
 def measure(operation: Operation, library, variants: list[int], copy_rate: float, matrix_rate: float) -> dict:
     """All figures of one operation."""
     first = operation.make()
-    out = torch.empty(operation.out_shape, dtype=torch.float16, device=DEVICE)
+    out = torch.empty(operation.out_shape, dtype=operation.dtype, device=DEVICE)
     out = out.contiguous(memory_format=torch.channels_last) if operation.matrix else out
     sets = max(2, min(16, -(-int(COLD_BYTES) // int(nbytes(first)))))
     inputs = [first] + [operation.make() for _ in range(sets - 1)]
@@ -270,6 +290,7 @@ def main() -> None:
         for operations, variants in (
             (attention_operations(), kernel_calls.VARIANTS),
             (convolution_operations(), kernel_calls.CONV_VARIANTS),
+            ([merge_operation(library)], [0]),
         ):
             tried = list(variants) if facts["variants"] == "1" else [0]
             rows += [measure(operation, library, tried, copy_rate, matrix_rate) for operation in operations]

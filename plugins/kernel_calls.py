@@ -56,14 +56,25 @@ class DeformConv(ctypes.Structure):
     ]
 
 
+class MergeMasks(ctypes.Structure):
+    """UniadMergeMasks."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("masks", "scores", "labels", "lane", "lane_score", "workspace")),
+        *((name, ctypes.c_int) for name in ("count", "pixels", "classes")),
+        ("quality_thresh", ctypes.c_float),
+    ]
+
+
 def load(path) -> ctypes.CDLL:
     """The library at `path`."""
     return ctypes.CDLL(str(path))
 
 
 def poisoned(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """NaNs of the given shape."""
-    return torch.full(tuple(shape), float("nan"), dtype=like.dtype, device=like.device)
+    """NaNs of the given shape, -1 for whole numbers."""
+    value = float("nan") if like.is_floating_point() else -1
+    return torch.full(tuple(shape), value, dtype=like.dtype, device=like.device)
 
 
 def _pointer(tensor: torch.Tensor) -> int:
@@ -71,13 +82,12 @@ def _pointer(tensor: torch.Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _call(library: ctypes.CDLL, function: str, arguments: ctypes.Structure, like: torch.Tensor, variant: int) -> None:
+def _call(library: ctypes.CDLL, function: str, arguments: ctypes.Structure, like: torch.Tensor, *options: int) -> None:
+    """`options`: what the function takes between the arguments and the stream (type, variant)."""
     stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else None
-    error = getattr(library, function)(
-        ctypes.byref(arguments), TYPES[like.dtype], ctypes.c_int(variant), ctypes.c_void_p(stream)
-    )
+    error = getattr(library, function)(ctypes.byref(arguments), *map(ctypes.c_int, options), ctypes.c_void_p(stream))
     if error:
-        raise RuntimeError(f"{function}: error {error} for {like.dtype}, variant {variant}")
+        raise RuntimeError(f"{function}: error {error} for {like.dtype}, type and variant {options}")
 
 
 def _levels(spatial_shapes: Sequence[tuple[int, int]]) -> dict[str, ctypes.Array]:
@@ -134,7 +144,7 @@ def deformable_attention(
         flat_buffer=num_queries is not None,
         mean=mean,
     )
-    _call(library, "uniad_deformable_attention", arguments, value, variant)
+    _call(library, "uniad_deformable_attention", arguments, value, TYPES[value.dtype], variant)
     return out
 
 
@@ -174,7 +184,7 @@ def camera_cross_attention(
         **_levels(spatial_shapes),
         grid_width=grid_width,
     )
-    _call(library, "uniad_camera_attention", arguments, value, variant)
+    _call(library, "uniad_camera_attention", arguments, value, TYPES[value.dtype], variant)
     return out
 
 
@@ -224,8 +234,48 @@ def deform_conv(
         offset_channel=offset_mask.stride(1),
         offset_pixel=offset_mask.stride(3),
     )
-    _call(library, "uniad_deform_conv", arguments, x, variant)
+    _call(library, "uniad_deform_conv", arguments, x, TYPES[x.dtype], variant)
     return out
+
+
+def merge_workspace(library: ctypes.CDLL, masks: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Scratch memory of merge_masks, filled with ones. Empty for sizes that it doesn't take."""
+    library.uniad_merge_masks_workspace.restype = ctypes.c_size_t
+    size = library.uniad_merge_masks_workspace(*masks.shape, num_classes)
+    return torch.full((size,), 255, dtype=torch.uint8, device=masks.device)
+
+
+def merge_masks(
+    library: ctypes.CDLL,
+    masks: torch.Tensor,
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    quality_thresh: float,
+    workspace: torch.Tensor | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """layers.seg_merge.merge_masks: (lane int32, lane_score float32), both (C,P). `workspace` and `out` are used when
+    given."""
+    assert (masks.dtype, scores.dtype, labels.dtype) == (torch.float32, torch.float32, torch.int32)
+    count, pixels = masks.shape
+    lane, lane_score = out or (poisoned((num_classes, pixels), like) for like in (labels, masks))
+    if workspace is None:
+        workspace = merge_workspace(library, masks, num_classes)
+    arguments = MergeMasks(
+        masks=_pointer(masks),
+        scores=_pointer(scores),
+        labels=_pointer(labels),
+        lane=_pointer(lane),
+        lane_score=_pointer(lane_score),
+        workspace=_pointer(workspace),
+        count=count,
+        pixels=pixels,
+        classes=num_classes,
+        quality_thresh=quality_thresh,
+    )
+    _call(library, "uniad_merge_masks", arguments, masks)
+    return lane, lane_score
 
 
 def build_facts(library: ctypes.CDLL) -> dict[str, str]:

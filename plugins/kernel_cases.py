@@ -218,6 +218,26 @@ def deform_conv_reference(x, offset_mask, plain_weight, bias, relu, stride, weig
     return result.relu() if relu else result
 
 
+def merge_case(device, count: int, size: tuple[int, int], num_classes: int = 3) -> Case:
+    """Arguments of kernel_calls.merge_masks: soft ellipses on a map of h x w cells, two fifths of them with good class
+    scores, as a trained map head gives them. The same for every device."""
+    (h, w), cells = size, cell_centres(*size, "cpu")
+    centre, angle = torch.rand(count, 1, 2), torch.rand(count, 1) * math.pi
+    x, y = (cells - centre).unbind(-1)  # (N,P)
+    radius = torch.rand(count, 1, 2) * 0.35 + 1.0 / min(h, w)
+    along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+    distance = torch.hypot(along / radius[..., 0], across / (0.3 * radius[..., 1]))
+    masks = torch.sigmoid(6 * (torch.rand(count, 1) * 0.4 + 0.8 - distance))
+    scores = torch.rand(count) * torch.where(torch.rand(count) < 0.4, 0.9, 0.1)
+    labels = torch.randint(num_classes, (count,), dtype=torch.int32)
+    tensors = {"masks": masks, "scores": scores, "labels": labels}
+    return {
+        **{name: x.to(device).contiguous() for name, x in tensors.items()},
+        "num_classes": num_classes,
+        "quality_thresh": 0.1,
+    }
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected| in the Euclidean norm; infinite where a number is missing or shapes differ."""
     if actual.shape != expected.shape or not torch.isfinite(actual).all():

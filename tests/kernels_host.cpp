@@ -1,8 +1,10 @@
 // The kernels' threads run one after another on the host, behind the same C interface. Built by test_plugins_host.py.
+#include <array>
 #include <vector>
 
 #include "kernels/attention.cuh"
 #include "kernels/deform_conv.cuh"
+#include "kernels/merge_masks.cuh"
 
 namespace {
 
@@ -61,7 +63,91 @@ void deform_conv_half(const UniadDeformConv& a) {
     }
 }
 
+/// A team of merge_masks.cuh, its threads one after another. Each phase runs in the other direction than the one
+/// before, so that a thread that needs another one's work of the same phase is seen.
+template <int Threads>
+struct HostTeam {
+    template <typename T>
+    class Own {
+        std::vector<unsigned char> bytes = std::vector<unsigned char>(Threads * sizeof(T), 0xa5);  // not zeros
+
+    public:
+        T& operator[](int thread) { return reinterpret_cast<T*>(bytes.data())[thread]; }
+    };
+    bool backwards = false;
+
+    template <typename F>
+    void alone(const F& f) {
+        backwards = !backwards;
+        for (int i = 0; i < Threads; ++i) {
+            f(backwards ? Threads - 1 - i : i);
+        }
+    }
+    template <typename F>
+    void together(const F& f) {
+        alone(f);
+    }
+    template <typename F>
+    int sum(const F& f) {
+        int total = 0;
+        alone([&](int thread) { total += f(thread); });
+        return total;
+    }
+    template <typename F>
+    unsigned ballot(const F& f) {
+        unsigned bits = 0;
+        alone([&](int lane) { bits |= f(lane) ? 1u << lane : 0u; });
+        return bits;
+    }
+    float tree_sum(Own<float>& own) {  // as the butterfly of a warp adds
+        std::array<float, Threads> sums;
+        alone([&](int lane) { sums[lane] = own[lane]; });
+        for (int apart = Threads / 2; apart > 0; apart /= 2) {
+            for (int lane = 0; lane < apart; ++lane) {
+                sums[lane] += sums[lane + apart];
+            }
+        }
+        return sums[0];
+    }
+};
+
+struct MergeOnHost {
+    const UniadMergeMasks& a;
+
+    int pack(int warps) const {
+        const int chunks = uniad::MergeLayout::chunks_of(a.pixels);
+        for (int index = 0; index < warps; ++index) {
+            HostTeam<uniad::kWarp> warp;
+            uniad::pack_masks(a, warp, index / chunks, index % chunks);
+        }
+        return 0;
+    }
+    template <int Vectors>
+    int decide() const {
+        HostTeam<uniad::kDecideThreads> block;
+        uniad::DecideShared shared;
+        std::memset(&shared, 0xa5, sizeof(shared));
+        uniad::decide_masks<Vectors>(a, block, shared);
+        return 0;
+    }
+    int draw(int vectors, int classes) const {
+        for (int index = 0; index < vectors * uniad::kWarp * classes; ++index) {
+            const int thread = index / classes;
+            uniad::draw_masks(a, thread / uniad::kWarp, thread % uniad::kWarp, index % classes);
+        }
+        return 0;
+    }
+};
+
 }  // namespace
+
+extern "C" int uniad_merge_masks(const UniadMergeMasks* a, void*) {
+    return uniad::run_merge_masks(*a, MergeOnHost{*a});
+}
+
+extern "C" size_t uniad_merge_masks_workspace(int count, int pixels, int classes) {
+    return uniad::merge_masks_workspace(count, pixels, classes);
+}
 
 extern "C" int64_t uniad_tile_cost(const uniad::TileSize* tile, int64_t pixels, int channels,
                                    const uniad::Processors* gpu) {

@@ -11,8 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from op_references import camera_attention, deform_attention, deform_conv, rotate, sampled_levels, sampling, temporal
+from op_references import (
+    camera_attention,
+    deform_attention,
+    deform_conv,
+    merged,
+    rotate,
+    sampled_levels,
+    sampling,
+    temporal,
+)
 
+from layers.seg_merge import merge_masks
 from trtllm import functional as F
 from trtllm import net_dtype
 from trtllm import vision as V
@@ -486,3 +496,16 @@ def deform_conv_norm_reference(t, x, offset_mask):
 case("modulated_deform_conv2d_norm", deform_conv_norm, deform_conv_norm_reference,
      lambda x, o: deform_conv_norm(x, o, relu=False), WIDE_IMAGE,
      np.concatenate([normal(2, 18, 9, 11, scale=2.0), normal(2, 9, 9, 11)], 1), tolerance=(1e-5, 5e-3))
+
+# ---- composed in layers/, offered by executors ---------------------------------------------------------------------
+
+# Rectangles on 20 x 14 pixels, of all classes, some weak; values in sixteenths, so that sums are exact.
+MERGE = np.zeros((12, 20, 14), np.float32)
+for number, rectangle in enumerate(MERGE):
+    (y, x), (rows, columns) = _random.integers(0, 12, 2), _random.integers(3, 9, 2)
+    rectangle[y : y + rows, x : x + columns] = 1 - number / 32
+MERGE = (MERGE * (1 - ints(5, 12, 20, 14) / 16)).reshape(12, 280).astype(np.float32)
+MERGE_SCORES, MERGE_LABELS = half(_random.permutation(12) / 16 + 0.25), ints(3, 12)
+case("merge_masks", lambda *x: list(merge_masks(*x, 3, 0.2)), lambda t, *x: merged(t, *x, 3, 0.2),
+     lambda m, s, labels: list(merge_masks(m, 1.0 - s, labels, 3, 0.2)), MERGE, MERGE_SCORES, MERGE_LABELS,
+     islands=(0, 1), tolerance=EXACT)

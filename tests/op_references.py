@@ -3,6 +3,8 @@
 Each takes the torch module first, so that this file imports without torch.
 """
 
+import numpy as np
+
 
 def bilinear(t, plane, x, y):
     """plane (C,H,W) at pixel positions x, y (…): (C,…); every corner that lies outside counts 0."""
@@ -122,3 +124,32 @@ def rotate(t, rows, matrix, height, width):
         if 0 <= x < width and 0 <= y < height:
             out[cell] = rows[y * width + x]
     return out
+
+
+def merge_by_loop(masks, scores, labels, num_classes, quality_thresh, class_0_takes=False):
+    """The merging of map masks in the original's order of events (panseg_head.get_bboxes), mask by mask, on arrays.
+
+    Returns (lane, lane_score), and how many masks are drawn. Of equal scores the first goes first.
+    """
+    inside = masks > 0.5
+    scores = scores * ((masks * inside).sum(1, dtype=np.float64) / (inside.sum(1) + 1)) ** 2
+    taken = np.zeros(masks.shape[1], bool)
+    lane, lane_score = (np.zeros((num_classes, masks.shape[1]), t) for t in (np.int32, np.float32))
+    drawn = 0
+    for i in np.argsort(-scores, kind="stable"):
+        area = inside[i].sum()
+        if scores[i] < quality_thresh or area == 0 or (inside[i] & taken).sum() / area > 0.4:
+            continue
+        free = inside[i] & ~taken
+        lane[labels[i], free] = 1
+        lane_score[labels[i], free] = masks[i][free]
+        if labels[i] > 0 or class_0_takes:
+            taken |= free
+        drawn += 1
+    return lane, lane_score, drawn
+
+
+def merged(t, masks, scores, labels, *settings):
+    """merge_by_loop of torch tensors."""
+    lane, lane_score, _ = merge_by_loop(*(x.numpy() for x in (masks, scores, labels)), *settings)
+    return [t.from_numpy(lane), t.from_numpy(lane_score)]

@@ -9,6 +9,7 @@ from op_cases import CASES, Case
 from signatures import DEVIATIONS, SIGNATURES
 from support import max_error
 
+from layers.seg_merge import merge_masks
 from trtllm import Module, ModuleList, Network, Parameter, Sequential, Tensor, default_net, net_dtype, net_guard
 from trtllm import functional as F
 from trtllm import vision as V
@@ -50,14 +51,18 @@ def test_operation(case, dtype, executor):
     assert not passes(compute(case.broken, case, dtype, executor()), wanted, case, dtype), "the broken variant passed"
 
 
+HELPERS = ("make", "axis", "offered", "default_net")
+OF_LAYERS = {"merge_masks": merge_masks}  # operations that an executor may offer, composed in layers/
+
+
 def public(module) -> dict:
-    """Functions that network code may call, by name; `make` and `axis` are helpers for new operations."""
+    """Functions that network code may call, by name; `make`, `axis` and `offered` are helpers for new operations."""
     functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__.startswith("trtllm.")}
-    return {n: f for n, f in functions.items() if not n.startswith("_") and n not in ("make", "axis", "default_net")}
+    return {n: f for n, f in functions.items() if not n.startswith("_") and n not in HELPERS}
 
 
 def test_every_operation_has_a_docstring_and_a_case():
-    functions = {**public(F), **public(V)}
+    functions = {**public(F), **public(V), **OF_LAYERS}
     assert len(functions) > 60
     assert [n for n, f in functions.items() if not (f.__doc__ or "").strip()] == []
     assert sorted(set(functions) - {c.function for c in CASES}) == []

@@ -1,16 +1,20 @@
 """Choosing and loading the plugin library, and what the plugin executor hands to TensorRT (a stand-in records it)."""
 
+import re
 import shutil
 import subprocess
 import types
 
+import kernel_calls
 import numpy as np
 import pytest
+from support import ROOT
 
 from errors import UniADError
+from layers.seg_merge import merge_masks
 from trtllm import Network, Tensor, net_guard, tensorrt_plugins
 from trtllm import vision as V
-from trtllm.tensorrt_plugins import OPERATIONS, PluginExecutor, find_library, load_plugins, select_plugins
+from trtllm.tensorrt_plugins import OPERATIONS, VERSION, PluginExecutor, find_library, load_plugins, select_plugins
 
 STUB = """
 extern "C" const char* uniad_plugins_build(void) { return "version=%s tensorrt=%s architectures=sm_90"; }
@@ -34,7 +38,7 @@ def stub(tmp_path, monkeypatch):
         pytest.skip("no g++ for a stand-in library")
     monkeypatch.setattr(tensorrt_plugins, "_registry", lambda flavour: 1)
 
-    def make(version="1", tensorrt="8.6", device=0):
+    def make(version=VERSION, tensorrt="8.6", device=0):
         source = tmp_path / f"stub{len(list(tmp_path.iterdir()))}.cpp"
         source.write_text(STUB % (version, tensorrt, device))
         path = source.with_suffix(".so")
@@ -67,7 +71,7 @@ def test_loading(stub, tmp_path):
     text.write_text("not a library")
     for path, message in (
         (text, "not a plugin library that loads here"),
-        (stub(version="0"), "version 0 of the plugins, needed is 1"),
+        (stub(version="0"), f"version 0 of the plugins, needed is {VERSION}"),
         (stub(tensorrt="10.13"), "headers of TensorRT 10.13, needed are 8.6.0's"),
         (stub(tensorrt="none"), "headers of TensorRT none"),
         (stub(device=209), "no code for this GPU .no kernel image"),
@@ -90,9 +94,10 @@ class RecordingExecutor(PluginExecutor):
     def __init__(self, plugins):
         self.plugins, self.recorded, self._constants, self._path = frozenset(plugins), [], {}, ""
 
-    def _plugin(self, kind, name, inputs, dtype, **attributes):
+    def _plugin(self, kind, name, inputs, *dtypes, **attributes):
         self.recorded.append((kind, [tuple(x.shape) for x in inputs], attributes))
-        return types.SimpleNamespace(name=name, shape=(1,))
+        outputs = [types.SimpleNamespace(name=name, shape=(1,)) for _ in dtypes]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def cast(self, x, source, target):
         return types.SimpleNamespace(name=f"{x.name} as {target}", shape=x.shape)
@@ -123,7 +128,9 @@ def test_executor():
         image, offset_mask = tensor(half, 2, 32, 5, 6), tensor(half, 2, 27, 5, 6)
         V.modulated_deform_conv2d_norm(image, offset_mask, weight, *statistics)
         V.after(points, value)
-    flat, temporal, camera, again, conv, after = executor.recorded
+        masks, scores, labels = tensor("float32", 100, 1600), tensor("float32", 100), tensor("int32", 100)
+        merged = merge_masks(masks, scores, labels, 3, 0.1)
+    flat, temporal, camera, again, conv, after, merge = executor.recorded
     assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40}
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
     assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
@@ -133,6 +140,8 @@ def test_executor():
     assert conv[1] == [(2, 32, 5, 6), (2, 27, 5, 6), (1, 9, 64, 32), (64,)]
     assert conv[2] == {"stride": 1, "padding": 1, "relu": 1}
     assert after == ("UniADAfter", [(6, 25, 4, 2), (1, 60, 8, 32)], {})
+    assert merge == ("UniADMergeMasks", [(100, 1600), (100,), (100,)], {"classes": 3, "quality_thresh": 0.1})
+    assert [x.dtype for x in merged] == ["int32", "float32"]
 
 
 def test_executor_leaves_other_sizes_and_operations_to_the_composition():
@@ -141,3 +150,55 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     assert executor.deformable_attention(value, *rest, spatial_shapes=[(6, 10)], num_queries=None) is None
     value = tensor("float32", 2, 60, 8, 32)
     assert executor.temporal_attention(value, *rest, spatial_shape=(6, 10)) is None
+    vectors = tensor("float32", 100), tensor("int32", 100)
+    assert executor.merge_masks(tensor("float32", 100, 1600), *vectors, 3, 0.1) is None
+    executor.plugins = frozenset(["merge_masks"])
+    for count, pixels, classes in ((1025, 1600, 3), (100, 262145, 3), (100, 1600, 65)):
+        assert executor.merge_masks(tensor("float32", count, pixels), *vectors, classes, 0.1) is None
+    assert executor.merge_masks(tensor("float32", 1024, 262144), *vectors, 64, 0.1) is not None
+
+
+def test_numbers_of_the_header():
+    """What kernels.h defines, and the glue's fields, said once more in Python."""
+    text = (ROOT / "plugins" / "src" / "kernels.h").read_text()
+    defined = {name: int(value) for name, value in re.findall(r"^#define UNIAD_(\w+) (\d+)", text, re.MULTILINE)}
+    names = {"PLUGINS_VERSION": "VERSION"}
+    assert len(defined) == 5
+    assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
+    assert defined["MAX_LEVELS"] == kernel_calls.MAX_LEVELS
+
+
+class RecordingTensorRT:
+    """The calls of tensorrt that make a plugin."""
+
+    class PluginFieldType:
+        INT32, FLOAT32 = "INT32", "FLOAT32"
+
+    def get_plugin_registry(self):
+        return types.SimpleNamespace(get_creator=lambda *names: self)
+
+    def PluginField(self, name, data, type_):
+        return name, data.dtype.name, data.tolist(), type_
+
+    def PluginFieldCollection(self, fields):
+        return fields
+
+    def create_plugin(self, name, fields):
+        return {field[0]: field[1:] for field in fields}
+
+
+def test_fields_of_a_plugin():
+    """Whole numbers and floats under their types, and an output of each type that was asked for."""
+    executor = PluginExecutor.__new__(PluginExecutor)
+    executor.flavour, executor._path = types.SimpleNamespace(trt=RecordingTensorRT()), ""
+    executor.network = types.SimpleNamespace(add_plugin_v2=lambda inputs, plugin: plugin)
+    executor._add = lambda layer, name, *dtypes: (layer, dtypes)
+    fields, dtypes = executor._plugin("Kind", "name", [], "int32", "float32", sizes=[(6, 10)], classes=3, thresh=0.25)
+    assert dtypes == ("int32", "float32")
+    assert fields == {
+        "sizes": ("int32", [6, 10], "INT32"),
+        "classes": ("int32", [3], "INT32"),
+        "thresh": ("float32", [0.25], "FLOAT32"),
+        "half": ("int32", [0], "INT32"),
+    }
+    assert executor._plugin("Kind", "name", [], "float16")[0]["half"] == ("int32", [1], "INT32")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from network_support import const, load_op_weights, tiny_weights, torch_network, value
+from op_references import merge_by_loop
 from support import assert_close, assert_differs, golden, noise_floor
 
 from config import load_config
@@ -164,29 +165,6 @@ def test_float16():
     assert outputs["map_lane_score"].dtype == np.float32
     assert_close(outputs["lane_query"], frame["seg.query"][0], 0.05)
     assert (outputs["map_drivable"] != frame["seg.res.drivable"]).mean() < 0.01
-
-
-def merge_by_loop(masks, scores, labels, num_classes, quality_thresh, class_0_takes=False):
-    """The original's order of events, mask by mask."""
-    inside = masks > 0.5
-    scores = scores * ((masks * inside).sum(1) / (inside.sum(1) + 1)) ** 2
-    label_map = np.zeros(masks.shape[1], int)
-    taken = np.zeros(masks.shape[1], bool)
-    lane, lane_score = (np.zeros((num_classes, masks.shape[1]), t) for t in (np.int32, np.float32))
-    drawn = 0
-    for i in np.argsort(-scores):
-        area = inside[i].sum()
-        if scores[i] < quality_thresh or area == 0 or (inside[i] & taken).sum() / area > 0.4:
-            continue
-        free = inside[i] & ~taken
-        label_map[free] = labels[i]
-        taken = label_map > 0
-        if class_0_takes:
-            taken |= lane[0] > 0
-        lane[labels[i], free] = 1
-        lane_score[labels[i], free] = masks[i][free]
-        drawn += 1
-    return lane, lane_score, drawn
 
 
 def overlapping_masks(seed: int):

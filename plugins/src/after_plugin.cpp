@@ -13,7 +13,7 @@ using nvinfer1::TensorFormat;
 
 /// TensorRT 8.6 compiles what has no plugin in it in regions, and takes minutes for a large one. A region can't hold
 /// both sides of a plugin: this one parts what would otherwise become one region. The second input is not read.
-struct After {
+struct After : OneOutput<After> {
     static constexpr const char* kName = "UniADAfter";
     static constexpr int kInputs = 2;
     static const Attribute kAttributes[1];
@@ -25,18 +25,19 @@ struct After {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         const PluginTensorDesc& tensor = tensors[position];
         if (position == 1) {
-            const bool known = tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF ||
-                               tensor.type == DataType::kINT32;
+            const bool known =
+                tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF || tensor.type == DataType::kINT32;
             return known && tensor.format == TensorFormat::kLINEAR;
         }
         return isLinear(tensor, floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
+                cudaStream_t stream) const {
         size_t bytes = half != 0 ? 2 : 4;
         for (int32_t i = 0; i < in[0].dims.nbDims; ++i) {
             bytes *= static_cast<size_t>(in[0].dims.d[i]);
         }
-        return cudaMemcpyAsync(output, inputs[0], bytes, cudaMemcpyDeviceToDevice, stream);
+        return cudaMemcpyAsync(outputs[0], inputs[0], bytes, cudaMemcpyDeviceToDevice, stream);
     }
 };
 const Attribute After::kAttributes[1] = {{"half", offsetof(After, half), 1}};

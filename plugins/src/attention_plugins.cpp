@@ -30,7 +30,7 @@ struct SpatialShapes {
 };
 
 /// Inputs value (B,S,M,C), reference float32, offsets, logits; see UniadDeformableAttention.
-struct DeformableAttention {
+struct DeformableAttention : OneOutput<DeformableAttention> {
     static constexpr const char* kName = "UniADDeformableAttention";
     static constexpr int kInputs = 4;
     static const Attribute kAttributes[4];
@@ -51,7 +51,8 @@ struct DeformableAttention {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         return isLinear(tensors[position], position == 1 ? DataType::kFLOAT : floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
+                cudaStream_t stream) const {
         const auto& value = in[0].dims;
         const auto& reference = in[1].dims;
         const auto& offsets = in[2].dims;  // (B,Q,M,L,P,2), or (Q,M,B,P,2) with mean
@@ -60,7 +61,7 @@ struct DeformableAttention {
         a.reference = static_cast<const float*>(inputs[1]);
         a.offsets = inputs[2];
         a.logits = inputs[3];
-        a.out = output;
+        a.out = outputs[0];
         a.batch = value.d[0];
         a.cells = value.d[1];
         a.heads = value.d[2];
@@ -86,7 +87,7 @@ const Attribute DeformableAttention::kAttributes[4] = {
 };
 
 /// Inputs value (N,S,M,C), reference float32, visible int32, offsets, logits; see UniadCameraAttention.
-struct CameraAttention {
+struct CameraAttention : OneOutput<CameraAttention> {
     static constexpr const char* kName = "UniADCameraAttention";
     static constexpr int kInputs = 5;
     static const Attribute kAttributes[3];
@@ -107,7 +108,8 @@ struct CameraAttention {
         const DataType type = position == 1 ? DataType::kFLOAT : position == 2 ? DataType::kINT32 : floatType(half);
         return isLinear(tensors[position], type);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
+                cudaStream_t stream) const {
         const auto& value = in[0].dims;
         const auto& visible = in[2].dims;  // (N,Q,Z)
         const auto& offsets = in[3].dims;  // (Q,M,L,P,2)
@@ -117,7 +119,7 @@ struct CameraAttention {
         a.visible = static_cast<const int*>(inputs[2]);
         a.offsets = inputs[3];
         a.logits = inputs[4];
-        a.out = output;
+        a.out = outputs[0];
         a.cameras = value.d[0];
         a.cells = value.d[1];
         a.heads = value.d[2];

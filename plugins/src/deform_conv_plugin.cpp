@@ -11,7 +11,7 @@ using nvinfer1::TensorFormat;
 
 /// Inputs (N,C,H,W), the 27 channels of conv_offset, the packed weight, the bias float32 (O); see UniadDeformConv.
 /// float16 feature maps are channels-last (HWC8), as the convolutions around them want them.
-struct DeformConv {
+struct DeformConv : OneOutput<DeformConv> {
     static constexpr const char* kName = "UniADDeformConv";
     static constexpr int kInputs = 4;
     static const Attribute kAttributes[4];
@@ -36,7 +36,8 @@ struct DeformConv {
         const bool either = position == 1 && tensor.format == TensorFormat::kLINEAR;
         return tensor.type == DataType::kHALF && (either || tensor.format == TensorFormat::kHWC8);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
+                cudaStream_t stream) const {
         const auto& x = in[0].dims;
         const auto& offset_mask = in[1].dims;
         UniadDeformConv a{};
@@ -44,7 +45,7 @@ struct DeformConv {
         a.offset_mask = inputs[1];
         a.weight = inputs[2];
         a.bias = static_cast<const float*>(inputs[3]);
-        a.out = output;
+        a.out = outputs[0];
         a.batch = x.d[0];
         a.channels = x.d[1];
         a.height = x.d[2];

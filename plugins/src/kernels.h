@@ -13,13 +13,18 @@
 #define UNIAD_API __attribute__((visibility("default")))
 #endif
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 1
+#define UNIAD_PLUGINS_VERSION 2
 #define UNIAD_MAX_LEVELS 8
+#define UNIAD_MERGE_MAX_MASKS 1024
+#define UNIAD_MERGE_MAX_PIXELS 262144 /* 512 x 512 */
+#define UNIAD_MERGE_MAX_CLASSES 64
 
 enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
 
@@ -81,6 +86,23 @@ typedef struct UniadDeformConv {
     int offset_image, offset_channel, offset_pixel;
 } UniadDeformConv;
 
+/* Masks to lane maps (UniAD panseg_head.get_bboxes): masks at or above 0 (N,P), class scores (N), labels int32 (N) ->
+ * lane int32 (C,P), 1 where a mask of the class was drawn, and lane_score (C,P), its value there; all float32.
+ *
+ * Masks are drawn by falling score (the class score times the square of the mean of what is above 0.5), of equals the
+ * first, each on the pixels that no earlier one has taken. Left out are those with a score below quality_thresh, and
+ * those of which more than 2/5 is taken. Masks of class 0 take none. N, P and C have the limits above. */
+typedef struct UniadMergeMasks {
+    const float* masks;
+    const float* scores;
+    const int* labels;
+    int* lane;
+    float* lane_score;
+    void* workspace;            /* of uniad_merge_masks_workspace bytes */
+    int count, pixels, classes; /* N, P, C */
+    float quality_thresh;
+} UniadMergeMasks;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -88,6 +110,10 @@ UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* argumen
 UNIAD_API int uniad_camera_attention(const UniadCameraAttention* arguments, int type, int variant, void* stream);
 
 UNIAD_API int uniad_deform_conv(const UniadDeformConv* arguments, int type, int variant, void* stream);
+
+UNIAD_API int uniad_merge_masks(const UniadMergeMasks* arguments, void* stream);
+/* Bytes for so many masks, pixels and classes; 0 for sizes that no kernel was built for. */
+UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

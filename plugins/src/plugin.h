@@ -1,10 +1,13 @@
-// IPluginV2DynamicExt once for all operations. An operation is a struct of int32 attributes with:
-//   static constexpr const char* kName; static constexpr int kInputs;
+// IPluginV2DynamicExt once for all operations. An operation is a struct of attributes, int32 or float, with:
+//   static constexpr const char* kName; static constexpr int kInputs, kOutputs;
 //   static const Attribute kAttributes[kAttributeCount];
 //   bool valid() const;                                                  // are the attributes possible?
-//   DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder&) const;
-//   bool supports(int position, const PluginTensorDesc* tensors) const;  // all inputs, then the output
-//   int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* output, cudaStream_t) const;
+//   DataType outputType(int output) const;
+//   DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder&) const;  // of every output
+//   bool supports(int position, const PluginTensorDesc* tensors) const;  // all inputs, then the outputs
+//   size_t workspace(const PluginTensorDesc* in) const;                  // bytes of scratch memory
+//   int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void* workspace,
+//               cudaStream_t) const;
 // and an attribute `half`: the network's type is float16, else float32.
 #pragma once
 
@@ -23,11 +26,12 @@
 
 namespace uniad {
 
-/// `count` consecutive int32 of an operation, under the name that the creator's field has.
+/// `count` consecutive numbers of an operation, under the name that the creator's field has.
 struct Attribute {
     const char* name;
     size_t offset;
     int32_t count;
+    nvinfer1::PluginFieldType type = nvinfer1::PluginFieldType::kINT32;  // or kFLOAT32, of the same size
 };
 
 inline bool isLinear(const nvinfer1::PluginTensorDesc& tensor, nvinfer1::DataType type) {
@@ -38,35 +42,43 @@ inline nvinfer1::DataType floatType(int32_t half) {
     return half != 0 ? nvinfer1::DataType::kHALF : nvinfer1::DataType::kFLOAT;
 }
 
+/// What most operations have: one output of the network's type, no scratch memory. Needs the attribute `half`.
+template <typename Op>
+struct OneOutput {
+    static constexpr int kOutputs = 1;
+    nvinfer1::DataType outputType(int) const { return floatType(static_cast<const Op*>(this)->half); }
+    size_t workspace(const nvinfer1::PluginTensorDesc*) const { return 0; }
+};
+
 template <typename Op>
 class Plugin final : public nvinfer1::IPluginV2DynamicExt {
 public:
     explicit Plugin(const Op& op) : op_(op) {}
 
     // --- the operation
-    int32_t getNbOutputs() const noexcept override { return 1; }
+    int32_t getNbOutputs() const noexcept override { return Op::kOutputs; }
     nvinfer1::DimsExprs getOutputDimensions(int32_t, const nvinfer1::DimsExprs* inputs, int32_t,
                                             nvinfer1::IExprBuilder& builder) noexcept override {
         return op_.outputDimensions(inputs, builder);
     }
-    nvinfer1::DataType getOutputDataType(int32_t, const nvinfer1::DataType*, int32_t) const noexcept override {
-        return floatType(op_.half);
+    nvinfer1::DataType getOutputDataType(int32_t output, const nvinfer1::DataType*, int32_t) const noexcept override {
+        return op_.outputType(output);
     }
     bool supportsFormatCombination(int32_t position, const nvinfer1::PluginTensorDesc* tensors, int32_t inputs,
-                                   int32_t) noexcept override {
-        return inputs == Op::kInputs && op_.supports(position, tensors);
+                                   int32_t outputs) noexcept override {
+        return inputs == Op::kInputs && outputs == Op::kOutputs && op_.supports(position, tensors);
     }
     int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc*, const void* const* inputs,
-                    void* const* outputs, void*, cudaStream_t stream) noexcept override {
-        const int error = op_.enqueue(in, inputs, outputs[0], stream);
+                    void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
+        const int error = op_.enqueue(in, inputs, outputs, workspace, stream);
         if (error != 0) {
             std::fprintf(stderr, "%s: %s\n", Op::kName, uniad_error_string(error));
         }
         return error;
     }
-    size_t getWorkspaceSize(const nvinfer1::PluginTensorDesc*, int32_t, const nvinfer1::PluginTensorDesc*,
+    size_t getWorkspaceSize(const nvinfer1::PluginTensorDesc* in, int32_t, const nvinfer1::PluginTensorDesc*,
                             int32_t) const noexcept override {
-        return 0;
+        return op_.workspace(in);
     }
 
     // --- what TensorRT asks of every plugin
@@ -108,7 +120,7 @@ class Creator final : public nvinfer1::IPluginCreator {
 public:
     Creator() {
         for (const Attribute& attribute : Op::kAttributes) {
-            fields_.emplace_back(attribute.name, nullptr, nvinfer1::PluginFieldType::kINT32, attribute.count);
+            fields_.emplace_back(attribute.name, nullptr, attribute.type, attribute.count);
         }
         collection_.nbFields = static_cast<int32_t>(fields_.size());
         collection_.fields = fields_.data();
@@ -128,9 +140,9 @@ public:
             for (const Attribute& attribute : Op::kAttributes) {
                 match = std::strcmp(attribute.name, field.name) == 0 ? &attribute : match;
             }
-            if (match == nullptr || field.type != nvinfer1::PluginFieldType::kINT32 || field.length > match->count) {
-                std::fprintf(stderr, "%s: field %s is unknown or not %d int32\n", Op::kName, field.name,
-                             match == nullptr ? 0 : match->count);
+            if (match == nullptr || field.type != match->type || field.length > match->count) {
+                std::fprintf(stderr, "%s: field %s is unknown, of another type, or more than %d numbers\n", Op::kName,
+                             field.name, match == nullptr ? 0 : match->count);
                 return nullptr;
             }
             std::memcpy(reinterpret_cast<char*>(&op) + match->offset, field.data, field.length * sizeof(int32_t));
@@ -169,10 +181,11 @@ private:
     std::string namespace_;
 };
 
-/// The creators of after_plugin.cpp, attention_plugins.cpp and deform_conv_plugin.cpp.
+/// The creators of after_plugin.cpp, attention_plugins.cpp, deform_conv_plugin.cpp and merge_masks_plugin.cpp.
 nvinfer1::IPluginCreator* afterCreator();
 nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
+nvinfer1::IPluginCreator* mergeMasksCreator();
 
 }  // namespace uniad

@@ -2,8 +2,8 @@
 
 Builds the library with plugins/build.sh (nvcc) unless one is given. Each case starts from a poisoned output with a
 guard band behind it; a case fails where an element is unwritten or outside the bounds below, or the band was touched.
-For each operation a deliberately broken call must fail too. `--small` leaves out the full-size cases (for
-compute-sanitizer). Exit status 1 where anything failed.
+The merging of masks is compared bit by bit. For each operation a deliberately broken call must fail too. `--small`
+leaves out the full-size cases (for compute-sanitizer). Exit status 1 where anything failed.
 """
 
 import argparse
@@ -16,10 +16,11 @@ import sys
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins"))
+sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+from op_references import merge_by_loop  # noqa: E402
 
 FLOAT32_BOUND = 1e-5
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
@@ -195,6 +196,37 @@ def check_deform_conv(checks: Checks, library, variants: list[int], small: bool)
             checks.must_differ(f"{name}, moved", kernel_calls.deform_conv(library, **moved), expected)
 
 
+def check_merge(checks: Checks, library, small: bool) -> None:
+    """Bit by bit: every rule compares whole numbers, and shown values are copies."""
+    torch.manual_seed(11)  # no scores so near to each other that their order hangs on rounding
+    sizes = [(100, (40, 40), 3), (60, (30, 31), 3), (33, (7, 11), 3), (1024, (9, 13), 5), (20, (257, 256), 2)]
+    sizes += [] if small else [(100, (200, 200), 3), (1024, (200, 200), 3), (100, (512, 512), 64)]
+    for count, size, classes in sizes:
+        case = cases.merge_case(DEVICE, count, size, classes)
+        tensors, numbers = ("masks", "scores", "labels"), {"num_classes": classes, "quality_thresh": 0.1}
+        *expected, drawn = merge_by_loop(*(case[name].cpu().numpy() for name in tensors), **numbers)
+        elements = expected[0].size
+        name = f"merging of {count} masks {size}, {classes} classes"
+
+        def errors(case, elements=elements, classes=classes, expected=expected):
+            """Elements of lane and lane_score that differ, and those written behind outputs and workspace."""
+            size = len(kernel_calls.merge_workspace(library, case["masks"], classes))
+            workspace = torch.full((size + GUARD,), 255, dtype=torch.uint8, device=DEVICE)
+            buffers = [kernel_calls.poisoned((elements + GUARD,), like) for like in (case["labels"], case["masks"])]
+            outputs = tuple(x[:elements].view(classes, -1) for x in buffers)
+            kernel_calls.merge_masks(library, **case, workspace=workspace[:size], out=outputs)
+            wrong = [int((x.cpu().numpy() != y).sum()) for x, y in zip(outputs, expected)]
+            lane_guard, score_guard = (x[elements:] for x in buffers)
+            behind = (lane_guard != -1).sum() + (~score_guard.isnan()).sum() + (workspace[size:] != 255).sum()
+            return wrong, int(behind)
+
+        wrong, behind = errors(case)
+        good = not any(wrong) and not behind
+        checks.report(name, good, f"{drawn} drawn; {wrong} of {elements} elements differ, {behind} written behind")
+        wrong, _ = errors({**case, "labels": (case["labels"] + 1) % classes})
+        checks.report(f"{name} (broken on purpose)", any(wrong), f"{wrong} elements differ")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="no full-size cases")
@@ -219,6 +251,7 @@ def main() -> int:
         check_deformable(checks, library, variants, options.small)
         check_camera(checks, library, variants, options.small)
         check_deform_conv(checks, library, conv_variants, options.small)
+        check_merge(checks, library, options.small)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

@@ -19,13 +19,14 @@ from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
-VERSION = 1  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
-MAX_LEVELS = 8
+VERSION = 2  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
+MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64  # UNIAD_… there
 OPERATIONS = (
     "deformable_attention",
     "temporal_attention",
     "camera_cross_attention",
     "modulated_deform_conv2d_norm",
+    "merge_masks",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library
@@ -144,20 +145,23 @@ class PluginExecutor(TensorRTExecutor):
         super().__init__(network, flavour, layers)
         self.plugins = frozenset(plugins)
 
-    def _plugin(self, kind: str, name: str, inputs: Sequence[Any], dtype: str, **attributes):
+    def _plugin(self, kind: str, name: str, inputs: Sequence[Any], *dtypes: str, **attributes):
+        """A plugin layer; `dtypes` are the types of its outputs. Attributes are whole numbers, or floats."""
         trt = self.flavour.trt
         registry = trt.get_plugin_registry()
         get_creator = getattr(registry, "get_plugin_creator", None) or registry.get_creator
         creator = get_creator(kind, "1", "")
         if creator is None:
             raise UniADError(f"{self._path}: no plugin {kind}: load_plugins() comes first")
-        attributes["half"] = int(dtype == "float16")
-        arrays = {key: np.ascontiguousarray(value, np.int32).reshape(-1) for key, value in attributes.items()}
-        fields = [trt.PluginField(key, array, trt.PluginFieldType.INT32) for key, array in arrays.items()]
+        attributes["half"] = int(dtypes[0] == "float16")
+        types = {key: np.float32 if isinstance(value, float) else np.int32 for key, value in attributes.items()}
+        arrays = {key: np.ascontiguousarray(value, types[key]).reshape(-1) for key, value in attributes.items()}
+        kinds = {key: getattr(trt.PluginFieldType, array.dtype.name.upper()) for key, array in arrays.items()}
+        fields = [trt.PluginField(key, array, kinds[key]) for key, array in arrays.items()]
         plugin = creator.create_plugin(name, trt.PluginFieldCollection(fields))
         if plugin is None:
             raise UniADError(f"{self._path}: plugin {kind} refuses {attributes}")
-        return self._add(self.network.add_plugin_v2(list(inputs), plugin), name, dtype)
+        return self._add(self.network.add_plugin_v2(list(inputs), plugin), name, *dtypes)
 
     def _as(self, x: Tensor, dtype: str):
         return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
@@ -243,6 +247,22 @@ class PluginExecutor(TensorRTExecutor):
             relu=int(relu),
         )
         return Tensor(handle, x.dtype, self.shape_of(handle))
+
+    def merge_masks(self, masks: Tensor, scores: Tensor, labels: Tensor, num_classes, quality_thresh):
+        """Two outputs of their own types: one tensor for both would need a cast and slices behind it."""
+        sizes = zip((*masks.shape, num_classes), (MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES))
+        if "merge_masks" not in self.plugins or any(size > most for size, most in sizes):
+            return None
+        handles = self._plugin(
+            "UniADMergeMasks",
+            "merge_masks",
+            [masks.handle, scores.handle, labels.handle],
+            "int32",
+            "float32",
+            classes=num_classes,
+            quality_thresh=float(quality_thresh),
+        )
+        return tuple(Tensor(x, dtype, self.shape_of(x)) for x, dtype in zip(handles, ("int32", "float32")))
 
 
 def _fits(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> bool:

@@ -6,6 +6,7 @@ something better (a plugin, a faster loop) offers a method of the same name and 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,8 +62,11 @@ def grid_sample(
     return make(default_net().executor.grid_sample(input.handle, grid.handle, mode, align_corners), input.dtype)
 
 
-def _offered(name: str, *args, **attributes) -> Tensor | None:
-    """What the executor's own version of an operation gives; None where it has none or declines."""
+def offered(name: str, *args, **attributes) -> Any:
+    """What the executor's own version of an operation gives; None where it has none or declines.
+
+    For operations that a part of the network composes itself, too: `name` is the executor's method.
+    """
     custom = getattr(default_net().executor, name, None)
     return custom(*args, **attributes) if custom else None
 
@@ -75,7 +79,7 @@ def after(x: Tensor, earlier: Tensor | None = None) -> Tensor:
     """
     if x.dtype not in FLOATS:
         raise TypeError(f"after: {x.dtype}")
-    parted = _offered("after", x, earlier)
+    parted = offered("after", x, earlier)
     return x if parted is None else parted
 
 
@@ -85,7 +89,7 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"atan2: {y.dtype}, {x.dtype}; angles are float32")
     if y.shape != x.shape:
         raise ValueError(f"atan2: shapes {y.shape} and {x.shape}")
-    custom = _offered("atan2", y, x)
+    custom = offered("atan2", y, x)
     if custom is not None:
         return custom
     # The quotient of the smaller by the larger side stays in [0, 1], where atan is at its most exact.
@@ -114,7 +118,7 @@ def conv2d_norm(
 
     Shapes as conv2d's and batch_norm's; residual has the output's.
     """
-    custom = _offered(
+    custom = offered(
         "conv2d_norm", input, weight, running_mean, running_var, gain, shift, residual,
         stride=stride, padding=padding, relu=relu, eps=eps,
     )  # fmt: skip
@@ -144,7 +148,7 @@ def modulated_deform_conv2d(
     taps, (ho, wo) = kh * kw, offset_mask.shape[2:]
     if offset_mask.shape[1] != 3 * taps:
         raise ValueError(f"modulated_deform_conv2d: offset_mask {offset_mask.shape} for {taps} taps")
-    custom = _offered("modulated_deform_conv2d", input, offset_mask, weight, stride=stride, padding=padding)
+    custom = offered("modulated_deform_conv2d", input, offset_mask, weight, stride=stride, padding=padding)
     if custom is not None:
         return custom
     offset_mask = F.cast(offset_mask, "float32")  # pixel positions need more than float16's 11 bits
@@ -177,7 +181,7 @@ def modulated_deform_conv2d_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """relu(batch_norm(modulated_deform_conv2d(input))). Shapes as modulated_deform_conv2d's and batch_norm's."""
-    custom = _offered(
+    custom = offered(
         "modulated_deform_conv2d_norm", input, offset_mask, weight, running_mean, running_var, gain, shift,
         stride=stride, padding=padding, relu=relu, eps=eps,
     )  # fmt: skip
@@ -191,7 +195,7 @@ def modulated_deform_conv2d_norm(
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input weight^T + bias: (…,in) with weight (out,in) and bias (out) -> (…,out)."""
     _one_type("linear", input, weight, *([bias] if bias is not None else []))
-    custom = _offered("linear", input, weight, bias)
+    custom = offered("linear", input, weight, bias)
     if custom is not None:
         return custom
     out = F.matmul(input, weight, transb=True)  # (…,out)
@@ -211,7 +215,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None 
         (…,Q,C).
     """
     _one_type("attention", query, key, value)
-    custom = _offered("attention", query, key, value, blocked)
+    custom = offered("attention", query, key, value, blocked)
     if custom is not None:
         return custom
     logits = F.matmul(query * query.shape[-1] ** -0.5, key, transb=True)  # (…,Q,K)
@@ -244,7 +248,7 @@ def deformable_attention(
     Returns:
         (B, num_queries or Q, M*C), in value's type.
     """
-    custom = _offered(
+    custom = offered(
         "deformable_attention",
         value,
         reference_points,
@@ -334,7 +338,7 @@ def temporal_attention(
     Returns:
         (Q,M*C), in value's type.
     """
-    custom = _offered(
+    custom = offered(
         "temporal_attention",
         value,
         reference_points,
@@ -372,7 +376,7 @@ def camera_cross_attention(
     Returns:
         (Q,M*C): the mean over the cameras that see the query, 0 where none does.
     """
-    custom = _offered(
+    custom = offered(
         "camera_cross_attention",
         value,
         reference_points_cam,

@@ -375,8 +375,6 @@ int launch(const UniadCameraAttention& a, const Run& run) {
                                                                                                     1);
 }
 
-constexpr int kUnsupported = 1;  // cudaErrorInvalidValue
-
 /// Whether the queries are the cells of a map, one each.
 inline bool is_map(const UniadDeformableAttention& a) {
     return a.grid_width > 0 || (a.maps == 1 && a.queries == a.height[0] * a.width[0]);

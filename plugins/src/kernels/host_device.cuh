@@ -8,13 +8,17 @@
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #define UNIAD_HD __host__ __device__ __forceinline__
+#define UNIAD_DEVICE __device__ __forceinline__  // for what calls device-only functions
 using half_t = __half;
 #else
 #define UNIAD_HD inline
+#define UNIAD_DEVICE inline
 using half_t = _Float16;
 #endif
 
 namespace uniad {
+
+constexpr int kUnsupported = 1;  // cudaErrorInvalidValue: no kernel for these sizes
 
 UNIAD_HD float to_float(float x) { return x; }
 UNIAD_HD float to_float(half_t x) {
