@@ -12,13 +12,13 @@ import importlib
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from gpu_times import ceilings, graph_ms, median_ms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "plugins"))
@@ -51,43 +51,6 @@ def nbytes(case: cases.Case) -> float:
     other = ("plain_weight", "workspace")
     tensors = [x for key, x in case.items() if isinstance(x, torch.Tensor) and key not in other]
     return float(sum(x.numel() * x.element_size() for x in tensors))
-
-
-def median_ms(run: Callable[[], object], repeats: int = 30, warm_up: int = 5) -> float:
-    """The median time of `run` between events."""
-    times = []
-    for index in range(warm_up + repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        if index >= warm_up:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def graph_ms(calls: Sequence[Callable[[], object]]) -> float:
-    """The time of one call, all captured in one CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for call in calls:
-            call()
-    return median_ms(graph.replay) / len(calls)
-
-
-def ceilings() -> tuple[float, float]:
-    """Bytes per second of a large copy (read + written), float16 operations per second of a large matrix product."""
-    source = torch.randn(1 << 28, device=DEVICE)
-    target = torch.empty_like(source)
-    copy = 2 * source.numel() * 4 / (median_ms(lambda: target.copy_(source)) * 1e-3)
-    a, b = (torch.randn(8192, 8192, device=DEVICE).half() for _ in range(2))
-    return copy, 2 * 8192**3 / (median_ms(lambda: a @ b) * 1e-3)
 
 
 def composed(function: str, module: str = "trtllm.vision"):
@@ -285,7 +248,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.inference_mode():
-        copy_rate, matrix_rate = ceilings()
+        copy_rate, matrix_rate = ceilings(DEVICE)
         rows = []
         for operations, variants in (
             (attention_operations(), kernel_calls.VARIANTS),

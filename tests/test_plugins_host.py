@@ -322,9 +322,7 @@ def bound(expected: torch.Tensor, dtype: torch.dtype, variant: int) -> float:
 
 
 @pytest.mark.parametrize("include", INCLUDES or [None], ids=lambda path: path.parent.name if path else "none")
-@pytest.mark.parametrize(
-    "source", ["attention_plugins.cpp", "deform_conv_plugin.cpp", "merge_masks_plugin.cpp", "registry.cpp"]
-)
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "plugins" / "src").glob("*.cpp")))
 def test_glue_compiles(include, source):
     """Against each TensorRT whose headers lie in third_party/tensorrt-<version>/include."""
     if include is None or not (CUDA / "include" / "cuda_runtime_api.h").exists() or shutil.which("g++") is None:
