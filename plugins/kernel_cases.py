@@ -1,5 +1,6 @@
-"""Inputs of the kernels for checks and benchmarks, and what they must give: references in float64 (of the merging of masks
-in tests/op_references.py).
+"""Inputs of the kernels for checks and benchmarks, and what they must give: references in float64.
+
+The merging of masks has its reference in tests/op_references.py.
 
 Sampling offsets are drawn as trained networks have them: Deformable DETR's start (each head looks in its own direction,
 each point one cell farther) and noise around it. Shapes as in trtllm.vision.
