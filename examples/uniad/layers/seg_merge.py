@@ -10,6 +10,7 @@ from trtllm import functional as F
 from trtllm import vision as V
 
 MASK_THRESH = 0.5
+STEPS = 10  # of the merging in one of the regions that TensorRT 8.6 compiles
 OVERLAP_THRESH = (2, 5)  # overlap_threshold_things, 0.4, as a ratio of whole numbers
 
 
@@ -62,7 +63,8 @@ def taken_before(inside: Tensor, scores: Tensor, labels: Tensor, quality_thresh:
     # are N unrolled steps, and everything that can be is outside of them.
     taken = F.constant(np.zeros((1, inside.shape[1]), np.float32))
     before = []
-    for row, bound in zip(F.split(inside * marks, 1), F.split(limit, 1)):
+    for step, (row, bound) in enumerate(zip(F.split(inside * marks, 1), F.split(limit, 1))):
+        taken = V.after(taken) if step % STEPS == STEPS - 1 else taken
         before.append(taken)
         overlap = F.sum(row * taken, 1, keepdim=True)  # (1,1)
         taken = F.where(overlap < bound, F.maximum(taken, row), taken)  # (1,P)
