@@ -48,8 +48,11 @@ class Operation(NamedTuple):
 
 def nbytes(case: cases.Case) -> float:
     """Bytes of all tensors that the kernel reads, each read once."""
-    other = ("plain_weight", "workspace")
-    tensors = [x for key, x in case.items() if isinstance(x, torch.Tensor) and key not in other]
+    tensors = [
+        x
+        for key, x in case.items()
+        if isinstance(x, torch.Tensor) and key != "workspace" and not key.endswith("_weight")
+    ]
     return float(sum(x.numel() * x.element_size() for x in tensors))
 
 
@@ -124,7 +127,7 @@ def attention_operations() -> list[Operation]:
 
 def convolution_operations() -> list[Operation]:
     def conv(library, case, out, variant):
-        arguments = {key: x for key, x in case.items() if key != "plain_weight"}
+        arguments = cases.deform_conv_arguments(case, variant)
         kernel_calls.deform_conv(library, **arguments, out=out, variant=variant)
 
     def conv_composed(case: cases.Case):
@@ -184,7 +187,7 @@ def plain_convolutions() -> dict[str, float]:
     return times
 
 
-def measure(operation: Operation, library, variants: list[int], copy_rate: float, matrix_rate: float) -> dict:
+def measure(operation: Operation, library, variants: Sequence[int], copy_rate: float, matrix_rate: float) -> dict:
     """All figures of one operation."""
     first = operation.make()
     out = torch.empty(operation.out_shape, dtype=operation.dtype, device=DEVICE)
@@ -192,10 +195,15 @@ def measure(operation: Operation, library, variants: list[int], copy_rate: float
     sets = max(2, min(16, -(-int(COLD_BYTES) // int(nbytes(first)))))
     inputs = [first] + [operation.make() for _ in range(sets - 1)]
     moved = nbytes(first) + out.numel() * out.element_size()
-    times = {}
+    times, facts = {}, kernel_calls.build_facts(library)
     for variant in variants:
-        if operation.matrix and variant == kernel_calls.WIDE_VARIANT and operation.out_shape[1] % 512:
-            continue
+        if operation.matrix:
+            channels = operation.out_shape[1]
+            capability = torch.cuda.get_device_capability()
+            missing = kernel_calls.missing_conv(variant, channels, channels, facts, capability)
+            if missing:
+                print(f"{operation.name}, variant {variant}: skipped, {missing}", file=sys.stderr)
+                continue
         calls = [lambda case=case, variant=variant: operation.call(library, case, out, variant) for case in inputs]
         try:
             times[variant] = graph_ms(calls)

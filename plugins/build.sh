@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Builds libuniad_plugins.so with nvcc alone: plugins/build.sh [OUT_DIR]
 #
-# Environment: TENSORRT_INCLUDE_DIR (its headers; unset: the kernels without the TensorRT glue), ARCH (default sm_90),
-# VARIANTS=1 (also the kernels that only benchmarks compare). CMakeLists.txt builds for several architectures.
+# Environment: TENSORRT_INCLUDE_DIR (its headers; unset: the kernels without the TensorRT glue), ARCH (default sm_90;
+# sm_90a, for Hopper alone, has the kernels that need its own instructions), VARIANTS=1 (also the kernels that only
+# benchmarks compare). CMakeLists.txt builds for several architectures.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../build/plugins}
 arch=${ARCH:-sm_90}
 mkdir -p "$out"
-flags=(-std=c++17 -O3 "-arch=$arch" "-DUNIAD_ARCHITECTURES=$arch" -Xcompiler -fPIC,-fvisibility=hidden)
+target=("-arch=$arch")
+if [[ $arch == *a ]]; then # alone: the short form may add code without the architecture's own instructions
+    target=("-gencode=arch=compute_${arch#sm_},code=$arch")
+fi
+flags=(-std=c++17 -O3 "${target[@]}" "-DUNIAD_ARCHITECTURES=$arch" -Xcompiler -fPIC,-fvisibility=hidden)
 sources=("$here"/src/kernels/*.cu)
 if [[ ${VARIANTS:-0} == 1 ]]; then
     flags+=(-DUNIAD_VARIANTS)
@@ -27,7 +32,7 @@ for source in "${sources[@]}"; do
     jobs+=($!)
 done
 for job in "${jobs[@]}"; do wait "$job"; done
-nvcc "-arch=$arch" -shared -cudart static "${objects[@]}" -o "$out/libuniad_plugins.so.part"
+nvcc "${target[@]}" -shared -cudart static "${objects[@]}" -o "$out/libuniad_plugins.so.part"
 mv "$out/libuniad_plugins.so.part" "$out/libuniad_plugins.so" # a killed build leaves no half library
 rm -f "${objects[@]}"
 echo "$out/libuniad_plugins.so"

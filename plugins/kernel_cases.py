@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import kernel_calls
 import numpy as np
 import torch
 import torch.nn.functional as TF
@@ -174,7 +175,10 @@ def camera_reference(
 def deform_conv_case(
     dtype: torch.dtype, device, size: tuple[int, int, int, int], outputs: int, stride: int = 1, relu: bool = True
 ) -> Case:
-    """Arguments of kernel_calls.deform_conv, and `plain_weight` (O,C,3,3) that deform_conv_reference takes."""
+    """What deform_conv_arguments and deform_conv_reference take.
+
+    `plain_weight` is (O,C,3,3), `hopper_weight` None where the Hopper variants don't take these sizes.
+    """
     n, c, h, w = size
     ho, wo = (h - 1) // stride + 1, (w - 1) // stride + 1
     offset_mask = torch.randn(n, 27, ho, wo, device=device)
@@ -183,6 +187,7 @@ def deform_conv_case(
     offset_mask[:, 1:18:2, -1, -1] = -3e4
     weight = torch.randn(outputs, c, 3, 3, device=device).div((9 * c) ** 0.5).to(dtype)
     layout = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
+    for_hopper = dtype == torch.float16 and outputs % 256 == 0 and c % 64 == 0
     return {
         "x": torch.randn(n, c, h, w, device=device).to(dtype).contiguous(memory_format=layout),
         "offset_mask": offset_mask.to(dtype),
@@ -191,7 +196,14 @@ def deform_conv_case(
         "relu": relu,
         "stride": stride,
         "plain_weight": weight,
+        "hopper_weight": kernel_calls.pack_hopper_weight(weight) if for_hopper else None,
     }
+
+
+def deform_conv_arguments(case: Case, variant: int = 0) -> Case:
+    """Arguments of kernel_calls.deform_conv, with the weight that the variant reads."""
+    weight = case["hopper_weight" if variant in kernel_calls.HOPPER_VARIANTS else "weight"]
+    return {**{key: x for key, x in case.items() if not key.endswith("_weight")}, "weight": weight}
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -201,8 +213,10 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(pack_deform_weight(weight.cpu().numpy())).to(weight.device)
 
 
-def deform_conv_reference(x, offset_mask, plain_weight, bias, relu, stride, weight=None) -> torch.Tensor:
-    """What deform_conv must give, float64, one image at a time; `weight` is not read."""
+def deform_conv_reference(
+    x, offset_mask, plain_weight, bias, relu, stride, weight=None, hopper_weight=None
+) -> torch.Tensor:
+    """What deform_conv must give, float64, one image at a time; of the weights only `plain_weight` is read."""
     (n, c, h, w), (ho, wo) = x.shape, offset_mask.shape[2:]
     out = []
     tap = torch.arange(9, device=x.device).view(9, 1, 1)

@@ -25,13 +25,16 @@ struct OnHost {
 };
 
 // The float16 convolution without the tensor cores' order of sums: the same taps, samples rounded to float16 as in the
-// kernel, the same packed weight.
-void deform_conv_half(const UniadDeformConv& a) {
+// kernel, the same packed weight. `hopper`: that of the Hopper kernel, and its order of the pixels.
+void deform_conv_half(const UniadDeformConv& a, bool hopper) {
     using namespace uniad;
     const int pixels = a.out_height * a.out_width, depth = a.channels * kTaps;
-    std::vector<float> samples(depth);  // in the packed order (C/32, 9, 32)
-    for (int pixel = 0; pixel < a.batch * pixels; ++pixel) {
-        const int image = pixel / pixels, place = pixel % pixels;
+    const int group = hopper ? kHopperChannels : kStepChannels;
+    std::vector<float> samples(depth);  // in the packed order (C/group, 9, group)
+    for (int index = 0; index < a.batch * pixels; ++index) {
+        const int image = index / pixels;
+        const Place at = strip_place(index % pixels, a.out_height, a.out_width);
+        const int place = hopper ? at.row * a.out_width + at.column : index % pixels, pixel = image * pixels + place;
         const auto* offset_mask =
             static_cast<const half_t*>(a.offset_mask) + image * a.offset_image + place * a.offset_pixel;
         const auto* input = static_cast<const half_t*>(a.input) + image * a.height * a.width * a.channels;
@@ -46,15 +49,20 @@ void deform_conv_half(const UniadDeformConv& a) {
                     const float by = to_float(from_float<half_t>(tap.weight[corner]));
                     mixed = from_float<half_t>(by * to_float(input[cells[corner] * a.channels + c]) + to_float(mixed));
                 }
-                samples[(c / kStepChannels * kTaps + i) * kStepChannels + c % kStepChannels] = to_float(mixed);
+                samples[(c / group * kTaps + i) * group + c % group] = to_float(mixed);
             }
         }
         for (int row = 0; row < a.out_channels; ++row) {
-            const int channel = packed_channel(row);
+            const int tile_row = row % kHopperOutputs;
+            const int channel = hopper ? row - tile_row + hopper_channel(tile_row) : packed_channel(row);
             float sum = a.bias[channel];
             for (int k = 0; k < depth; ++k) {
-                const int step = k / kStepChannels;
-                const int place_of = (step * a.out_channels + row) * kStepChannels + k % kStepChannels;
+                const int step = k / group;
+                int place_of = (step * a.out_channels + row) * group + k % group;
+                if (hopper) {
+                    const int tile = row / kHopperOutputs * (depth / group) + step;
+                    place_of = (tile * kHopperOutputs + tile_row) * group + ((k % group / 8 ^ row % 8) * 8 + k % 8);
+                }
                 sum += samples[k] * to_float(static_cast<const half_t*>(a.weight)[place_of]);
             }
             sum = a.relu != 0 && sum < 0 ? 0 : sum;
@@ -155,11 +163,12 @@ extern "C" int64_t uniad_tile_cost(const uniad::TileSize* tile, int64_t pixels, 
 }
 
 extern "C" int uniad_deform_conv(const UniadDeformConv* a, int type, int variant, void*) {
-    if (variant != 0) {
+    constexpr int kHopperVariant = 10;
+    if (variant != 0 && (variant != kHopperVariant || type != UNIAD_FLOAT16)) {
         return uniad::kUnsupported;
     }
     if (type == UNIAD_FLOAT16) {
-        deform_conv_half(*a);
+        deform_conv_half(*a, variant == kHopperVariant);
         return 0;
     }
     const int threads = 32, pixels = a->batch * a->out_height * a->out_width;

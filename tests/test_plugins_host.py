@@ -162,13 +162,40 @@ def test_deform_conv(library, size, outputs, stride, dtype):
     torch.manual_seed(9)
     case = cases.deform_conv_case(dtype, "cpu", size, outputs, stride)
     expected = cases.deform_conv_reference(**case)
-    del case["plain_weight"]
+    case = cases.deform_conv_arguments(case)
     out = kernel_calls.deform_conv(library, **case)
     assert cases.relative_error(out, expected) < bound(expected, dtype, 0)
     last = case["offset_mask"].contiguous(memory_format=torch.channels_last)
     assert torch.equal(kernel_calls.deform_conv(library, **{**case, "offset_mask": last}), out), "channels-last offsets"
     moved = {**case, "offset_mask": case["offset_mask"] + 0.05}
     assert cases.relative_error(kernel_calls.deform_conv(library, **moved), expected) > 0.01, "moved by 0.05 pixels"
+
+
+def test_hopper_layouts(library):
+    """The Hopper kernel's packed weight and its order of the pixels, read as its comments say; two strips of rows."""
+    torch.manual_seed(9)
+    case = cases.deform_conv_case(torch.float16, "cpu", (2, 64, 11, 5), 512)
+    expected = cases.deform_conv_reference(**case)
+    arguments = cases.deform_conv_arguments(case, variant=10)
+    out = kernel_calls.deform_conv(library, **arguments, variant=10)
+    assert cases.relative_error(out, expected) < bound(expected, torch.float16, 0)
+    other = {**arguments, "weight": case["weight"]}
+    assert cases.relative_error(kernel_calls.deform_conv(library, **other, variant=10), expected) > 0.1, "other packing"
+
+
+def test_missing_variants():
+    """Which variants of the convolution there are, by sizes, library and GPU."""
+
+    def there(channels, outputs, architecture="sm_90a", capability=(9, 0), variants="1"):
+        facts = {"variants": variants, "architectures": architecture}
+        every = kernel_calls.CONV_VARIANTS
+        return {v for v in every if not kernel_calls.missing_conv(v, channels, outputs, facts, capability)}
+
+    hopper = set(kernel_calls.HOPPER_VARIANTS)
+    assert there(64, 512) == set(kernel_calls.CONV_VARIANTS)
+    assert there(64, 256) == set(kernel_calls.CONV_VARIANTS) - {kernel_calls.WIDE_VARIANT}
+    assert there(96, 512) == there(64, 512, "sm_90") == there(64, 512, capability=(10, 0)) == there(64, 512) - hopper
+    assert there(64, 64) == there(64, 512, variants="0") == {0}
 
 
 @pytest.mark.parametrize("index", test_seg_head.FRAMES)

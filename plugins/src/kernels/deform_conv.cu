@@ -3,19 +3,20 @@
 // operand), while the weights of the step come by asynchronous copies, and multiplies the step before. No column buffer
 // exists. The loop runs over taps inside a group of 32 channels: the cells of neighbouring taps are then still in the
 // L1 cache.
-#include "deform_conv.cuh"
-
 #include <cuda_runtime.h>
+
+#include "conv_device.cuh"
+#include "deform_conv_sm90.cuh"
 
 namespace {
 
 using uniad::kStepChannels;
 using uniad::kTaps;
+using uniad::as_bits;
+using uniad::as_half2;
+using uniad::load_cell;
+using uniad::shared_address;
 using uniad::Tap;
-
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
 
 __device__ __forceinline__ void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from));
@@ -34,22 +35,12 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&a)[4]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// Volatile, so that the loads stay ahead of the products that hide their latency.
-__device__ __forceinline__ uint4 load_cell(const half_t* from) {
-    uint4 out;
-    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
-                 : "l"(from));
-    return out;
-}
-
-__device__ __forceinline__ __half2 as_half2(unsigned bits) { return *reinterpret_cast<__half2*>(&bits); }
-__device__ __forceinline__ unsigned as_bits(__half2 x) { return *reinterpret_cast<unsigned*>(&x); }
-
 /// Pixels x Outputs per block, split over WarpRows x WarpColumns warps; the registers are kept few enough for Resident
-/// blocks on a processor.
-template <int Pixels, int Outputs, int WarpRows, int WarpColumns, int Resident = 1>
+/// blocks on a processor. With Strips a tile's pixels lie together (strip_place): their taps share more cells, of which
+/// the cache then holds more.
+template <int Pixels, int Outputs, int WarpRows, int WarpColumns, int Resident = 1, bool Strips = false>
 struct ConvTile {
+    static constexpr bool kStrips = Strips;
     static constexpr int kPixels = Pixels, kOutputs = Outputs, kWarpColumns = WarpColumns;
     static constexpr int kResident = Resident;
     static constexpr int kThreads = 32 * WarpRows * WarpColumns;
@@ -67,6 +58,16 @@ struct ConvTile {
 /// Rows of 64 bytes, four vectors each; the swizzle keeps the eight rows of an ldmatrix in different banks.
 __device__ __forceinline__ unsigned swizzled(int row, int vector) {
     return row * 64 + ((vector ^ (row >> 1 & 3)) << 4);
+}
+
+/// The place in its map of the `index`th pixel.
+template <typename Tile>
+__device__ __forceinline__ uniad::Place place_of(const UniadDeformConv& a, int index) {
+    if constexpr (Tile::kStrips) {
+        return uniad::strip_place(index, a.out_height, a.out_width);
+    } else {
+        return {index / a.out_width, index % a.out_width};
+    }
 }
 
 template <typename Tile>
@@ -88,11 +89,12 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void deform_conv_k
         uint4 weights = {0, 0, 0, 0};
         unsigned cell = 0;
         if (pixel < all_pixels) {
-            const int image = pixel / pixels, place = pixel % pixels;
+            const int image = pixel / pixels;
+            const uniad::Place place = place_of<Tile>(a, pixel % pixels);
             const half_t* offset_mask = static_cast<const half_t*>(a.offset_mask) +
                                         static_cast<int64_t>(image) * a.offset_image +
-                                        static_cast<int64_t>(place) * a.offset_pixel;
-            const Tap tap = uniad::locate_tap(a, offset_mask, place / a.out_width, place % a.out_width, i % kTaps);
+                                        static_cast<int64_t>(place.row * a.out_width + place.column) * a.offset_pixel;
+            const Tap tap = uniad::locate_tap(a, offset_mask, place.row, place.column, i % kTaps);
             weights.x = as_bits(__float2half2_rn(tap.weight[0]));
             weights.y = as_bits(__float2half2_rn(tap.weight[1]));
             weights.z = as_bits(__float2half2_rn(tap.weight[2]));
@@ -145,19 +147,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void deform_conv_k
                 const uint4 weights = tap_weights[vector / 4 * kTaps + step % kTaps];
                 const __half2 by[4] = {as_half2(weights.x), as_half2(weights.y), as_half2(weights.z),
                                        as_half2(weights.w)};
-                unsigned mixed[4];
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const auto at = [&](int corner) {
-                        return as_half2(reinterpret_cast<const unsigned*>(&cells[i][corner])[j]);
-                    };
-                    __half2 sum = __hmul2(by[0], at(0));
-                    sum = __hfma2(by[1], at(1), sum);
-                    sum = __hfma2(by[2], at(2), sum);
-                    mixed[j] = as_bits(__hfma2(by[3], at(3), sum));
-                }
-                *reinterpret_cast<uint4*>(to + swizzled(vector / 4, vector % 4)) = {mixed[0], mixed[1], mixed[2],
-                                                                                    mixed[3]};
+                *reinterpret_cast<uint4*>(to + swizzled(vector / 4, vector % 4)) = uniad::blend_corners(cells[i], by);
             }
         }
     };
@@ -232,7 +222,12 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void deform_conv_k
                     }
                     packed[j] = as_bits(__floats2half2_rn(low, high));
                 }
-                half_t* out = static_cast<half_t*>(a.out) + static_cast<int64_t>(pixel) * a.out_channels + channel;
+                int64_t at = pixel;
+                if constexpr (Tile::kStrips) {
+                    const uniad::Place place = place_of<Tile>(a, pixel % pixels);
+                    at = pixel - pixel % pixels + place.row * a.out_width + place.column;
+                }
+                half_t* out = static_cast<half_t*>(a.out) + at * a.out_channels + channel;
                 *reinterpret_cast<uint4*>(out) = {packed[0], packed[1], packed[2], packed[3]};
             }
         }
@@ -328,6 +323,13 @@ extern "C" int uniad_deform_conv(const UniadDeformConv* arguments, int type, int
         case 6: return launch<Wide>(a, stream);  // 512 channels
         case 7: return launch<ConvTile<48, 256, 1, 8, 3>>(a, stream);
         case 8: return launch<ConvTile<144, 256, 3, 8>>(a, stream);
+        case 9:
+        case 10:
+        case 11:
+        case 12: return uniad::launch_deform_conv_sm90(a, variant, stream);
+        case 13: return launch<ConvTile<64, 256, 1, 8, 2, true>>(a, stream);
+        case 14: return launch<ConvTile<128, 256, 2, 4, 1, true>>(a, stream);
+        case 15: return launch<ConvTile<144, 256, 3, 4, 1, true>>(a, stream);
         default: break;
     }
 #endif

@@ -19,13 +19,11 @@ struct Tap {
 
 UNIAD_HD float sigmoid(float x) { return 1.0f / (1.0f + shifted_exp(-x, 0.0f)); }
 
-/// `offset_mask` points at the output pixel's channel 0.
-template <typename T>
-UNIAD_HD Tap locate_tap(const UniadDeformConv& a, const T* offset_mask, int row, int column, int tap) {
-    const int64_t channel = a.offset_channel;
-    const Split dy = split(to_float(offset_mask[2 * tap * channel]));
-    const Split dx = split(to_float(offset_mask[(2 * tap + 1) * channel]));
-    const float mask = sigmoid(to_float(offset_mask[(2 * kTaps + tap) * channel]));
+/// `offset_y`, `offset_x`, `logit`: what conv_offset gives for the tap.
+UNIAD_HD Tap locate_tap(const UniadDeformConv& a, float offset_y, float offset_x, float logit, int row, int column,
+                        int tap) {
+    const Split dy = split(offset_y), dx = split(offset_x);
+    const float mask = sigmoid(logit);
     const Split y = {row * a.stride - a.padding + tap / 3 + dy.whole, dy.rest};
     const Split x = {column * a.stride - a.padding + tap % 3 + dx.whole, dx.rest};
     Corners corners;
@@ -38,6 +36,27 @@ UNIAD_HD Tap locate_tap(const UniadDeformConv& a, const T* offset_mask, int row,
         out.weight[i] = corners.weight[i];
     }
     return out;
+}
+
+/// The same; `offset_mask` points at the output pixel's channel 0.
+template <typename T>
+UNIAD_HD Tap locate_tap(const UniadDeformConv& a, const T* offset_mask, int row, int column, int tap) {
+    const int64_t channel = a.offset_channel;
+    return locate_tap(a, to_float(offset_mask[2 * tap * channel]), to_float(offset_mask[(2 * tap + 1) * channel]),
+                      to_float(offset_mask[(2 * kTaps + tap) * channel]), row, column, tap);
+}
+
+struct Place {
+    int row, column;
+};
+constexpr int kStripRows = 8;
+
+/// The `index`th pixel of a map in strips of kStripRows rows, each strip column by column: neighbours in this order lie
+/// in a compact piece of the map, and the cells that a tile samples overlap more.
+UNIAD_HD Place strip_place(unsigned index, unsigned height, unsigned width) {
+    const unsigned first = index / (kStripRows * width) * kStripRows, in_strip = index - first * width;
+    const unsigned rows = height - first < kStripRows ? height - first : kStripRows;
+    return {static_cast<int>(first + in_strip % rows), static_cast<int>(in_strip / rows)};
 }
 
 /// One thread of the float32 kernel: one output pixel and kOutputsPerThread channels.
@@ -83,6 +102,17 @@ constexpr int kStepChannels = 32;
 UNIAD_HD int packed_channel(int row) {
     const int in_group = row % 32, j = in_group / 8, t = in_group % 8 / 2, e = in_group % 2;
     return row - in_group + 8 * t + 2 * j + e;
+}
+
+// The Hopper kernel's packed weight: (O/256, C/64, 9, 256, 64), each step of its loop in one piece as it lies in shared
+// memory: 16-byte vector v of a row at place v ^ (row % 8). A thread of the product holds rows g and g + 8 of two blocks
+// of 64 rows; these four hold neighbouring channels.
+constexpr int kHopperOutputs = 256, kHopperChannels = 64;
+
+/// The channel that a row of the Hopper kernel's packed weight holds.
+UNIAD_HD int hopper_channel(int row) {
+    const int group = row / 128, block = row / 64 % 2, warp = row / 16 % 4, half = row / 8 % 2;
+    return 128 * group + 32 * warp + 4 * (row % 8) + 2 * block + half;
 }
 
 /// What a float16 tile asks of a processor (SM), and what a GPU has.
