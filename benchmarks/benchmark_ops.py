@@ -187,7 +187,7 @@ def plain_convolutions() -> dict[str, float]:
     return times
 
 
-def measure(operation: Operation, library, variants: Sequence[int], copy_rate: float, matrix_rate: float) -> dict:
+def measure(operation: Operation, library, variants: list[int], copy_rate: float, matrix_rate: float) -> dict:
     """All figures of one operation."""
     first = operation.make()
     out = torch.empty(operation.out_shape, dtype=operation.dtype, device=DEVICE)

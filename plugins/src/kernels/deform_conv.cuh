@@ -105,8 +105,8 @@ UNIAD_HD int packed_channel(int row) {
 }
 
 // The Hopper kernel's packed weight: (O/256, C/64, 9, 256, 64), each step of its loop in one piece as it lies in shared
-// memory: 16-byte vector v of a row at place v ^ (row % 8). A thread of the product holds rows g and g + 8 of two blocks
-// of 64 rows; these four hold neighbouring channels.
+// memory: 16-byte vector v of a row at place v ^ (row % 8). A thread of the product holds rows g and g + 8 of two
+// blocks of 64 rows; these four hold neighbouring channels.
 constexpr int kHopperOutputs = 256, kHopperChannels = 64;
 
 /// The channel that a row of the Hopper kernel's packed weight holds.

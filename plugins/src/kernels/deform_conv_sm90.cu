@@ -38,8 +38,8 @@ constexpr int kTapBytes = kPixels * kTaps * 16, kPlaceBytes = 2 * kPixels * 4;
 constexpr int kMultiplierRegisters = 168, kSamplerRegisters = 88;
 
 /// Stages of the two rings, blocks of a cluster, and who orders samples before products: the warps that write them, or
-/// the warps that read them (whose fence has no loads under way to wait for). What shared memory leaves is L1 cache, in which the cells of a
-/// tile's 64 channels should stay for nine taps (42 KB with offsets of 1.5 pixels): 92 KB or 60 KB here.
+/// the warps that read them (whose fence has no loads under way to wait for). What shared memory leaves is L1 cache, in
+/// which the cells of a tile's 64 channels should stay for nine taps (42 KB with offsets of 1.5 pixels): 92 or 60 KB.
 template <int SampleStages, int WeightStages, int Cluster, bool ReadersFence = false>
 struct Rings {
     static constexpr int kSampleStages = SampleStages, kWeightStages = WeightStages, kCluster = Cluster;

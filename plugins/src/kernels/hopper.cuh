@@ -125,8 +125,8 @@ __device__ __forceinline__ void pin(float (&sum)[kCount]) {
 #define UNIAD_SUM4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])
 #define UNIAD_SUM16(i) UNIAD_SUM4(i), UNIAD_SUM4(i + 4), UNIAD_SUM4(i + 8), UNIAD_SUM4(i + 12)
 
-/// sum = left (64 x 16) times right (136 x 16) transposed, both float16, + sum unless `fresh`. Thread t of the warpgroup
-/// holds at 4 j + 2 h + e: row t / 32 * 16 + 8 h + t % 32 / 4, column 8 j + 2 (t % 4) + e.
+/// sum = left (64 x 16) times right (136 x 16) transposed, both float16, + sum unless `fresh`. Thread t of the
+/// warpgroup holds at 4 j + 2 h + e: row t / 32 * 16 + 8 h + t % 32 / 4, column 8 j + 2 (t % 4) + e.
 __device__ __forceinline__ void multiply_64x136x16(float (&sum)[68], uint64_t left, uint64_t right, bool fresh) {
     asm volatile(
         "{\n.reg .pred add;\n"
