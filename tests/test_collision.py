@@ -41,9 +41,25 @@ def test_broken_variants_are_caught(monkeypatch):
     assert_differs(exact, expected, 100 * ATOL, "obstacle metres not cut to integers")
 
 
-def exact_points(occ, config):
+def exact_points(occ, config, near=None):
     rows, columns = np.nonzero(occ)
     return np.stack([columns - config.bev_h // 2, rows - config.bev_w // 2], axis=1) * 0.5 + 0.25
+
+
+def test_window_loses_no_point():
+    """Around any position, on the map and off it: the same points within reach, in the same order."""
+    rng = np.random.default_rng(3)
+    occ = (rng.random((200, 200)) < 0.4).astype(np.int32)
+    everything = collision.occupied_points(occ, BASE).astype(np.float32)
+    for near in rng.uniform(-60, 60, (300, 2)).astype(np.float32):
+        found = collision.occupied_points(occ, BASE, near).astype(np.float32)
+        within = [p[((near - p) ** 2).sum(axis=-1) < collision.FILTER_RANGE**2] for p in (everything, found)]
+        np.testing.assert_array_equal(*within)
+        assert len(found) <= 27 * 27
+    monster = np.array([np.nan, 0], np.float32)
+    assert len(collision.occupied_points(occ, BASE, monster)) == len(everything)
+    moved = collision.occupied_points(occ, BASE, near + 3).astype(np.float32)
+    assert ((near - moved) ** 2).sum(axis=-1).min(initial=np.inf) != ((near - found) ** 2).sum(axis=-1).min(initial=0)
 
 
 def test_equals_the_original_in_the_tiny_sequence():

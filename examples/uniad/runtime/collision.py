@@ -32,15 +32,23 @@ _PERTURBATION_UP_FIRST, _PERTURBATION_UP, _PERTURBATION_DOWN = 100.0, 8.0, 1.0 /
 _MAX_GRADIENT = 100.0
 
 
-def occupied_points(occ: np.ndarray, config: UniADConfig) -> np.ndarray:
-    """Occupied cells of one occupancy frame (H,W) as points (M,2), x and y in metres, int64.
+def occupied_points(occ: np.ndarray, config: UniADConfig, near: np.ndarray | None = None) -> np.ndarray:
+    """Occupied cells of one occupancy frame (H,W) as points (M,2), x and y in metres, int64, row by row.
 
     The original stores the metres in an integer tensor, which cuts them towards zero; the released weights were
     evaluated with that.
+
+    Args:
+        near: a position (2); only a window around it is looked at, which holds all points within FILTER_RANGE.
     """
-    rows, columns = np.nonzero(occ)
-    x = (columns - config.bev_h // 2) * CELL + CELL / 2
-    y = (rows - config.bev_w // 2) * CELL + CELL / 2
+    top, left, bottom, right = 0, 0, *occ.shape
+    if near is not None and np.isfinite(near).all():
+        reach = FILTER_RANGE + 1 + CELL  # cutting moves a point by less than a metre
+        left, right = (int(np.clip((near[0] + d) // CELL + config.bev_h // 2, 0, occ.shape[1])) for d in (-reach, reach))
+        top, bottom = (int(np.clip((near[1] + d) // CELL + config.bev_w // 2, 0, occ.shape[0])) for d in (-reach, reach))
+    rows, columns = np.nonzero(occ[top:bottom, left:right])
+    x = (columns + left - config.bev_h // 2) * CELL + CELL / 2
+    y = (rows + top - config.bev_w // 2) * CELL + CELL / 2
     return np.stack([x, y], axis=1).astype(np.int64)  # (M,2)
 
 
@@ -57,7 +65,7 @@ def optimise_plan(plan: np.ndarray, occ_seg: np.ndarray, config: UniADConfig) ->
     plan = np.asarray(plan, np.float32)
     points = []
     for step, position in enumerate(plan):
-        obstacles = occupied_points(occ_seg[min(step + 1, len(occ_seg) - 1)], config)
+        obstacles = occupied_points(occ_seg[min(step + 1, len(occ_seg) - 1)], config, position)
         # Compared in float32, as the original does.
         distance2 = ((position - obstacles.astype(np.float32)) ** 2).sum(axis=-1)  # (M)
         points.append(obstacles[distance2 < FILTER_RANGE**2])
