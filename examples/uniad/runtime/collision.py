@@ -44,8 +44,8 @@ def occupied_points(occ: np.ndarray, config: UniADConfig, near: np.ndarray | Non
     top, left, bottom, right = 0, 0, *occ.shape
     if near is not None and np.isfinite(near).all():
         reach = FILTER_RANGE + 1 + CELL  # cutting moves a point by less than a metre
-        left, right = (int(np.clip((near[0] + d) // CELL + config.bev_h // 2, 0, occ.shape[1])) for d in (-reach, reach))
-        top, bottom = (int(np.clip((near[1] + d) // CELL + config.bev_w // 2, 0, occ.shape[0])) for d in (-reach, reach))
+        corners = np.array([near - reach, near + reach]) // CELL + [config.bev_h // 2, config.bev_w // 2]
+        (left, top), (right, bottom) = np.clip(corners, 0, occ.shape[::-1]).astype(int).tolist()
     rows, columns = np.nonzero(occ[top:bottom, left:right])
     x = (columns + left - config.bev_h // 2) * CELL + CELL / 2
     y = (rows + top - config.bev_w // 2) * CELL + CELL / 2
