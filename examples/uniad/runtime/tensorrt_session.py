@@ -1,9 +1,9 @@
 """The session of a TensorRT engine. It needs numpy, cuda-bindings and the engine's TensorRT flavour, nothing else.
 
 Two slots, used by turns, each with its own inputs, execution context and CUDA graph. Slot s reads the carried state
-from state set s and writes it to the other, so that no state is ever copied or comes to the host. Inputs and outputs lie
-in one block each: the images of a frame are uploaded one by one, all other inputs at once, and all outputs come back
-in one copy. The upload of frame t+1 goes through a stream of its own, beside the execution of frame t.
+from state set s and writes it to the other, so that no state is ever copied or comes to the host. Inputs and outputs
+lie in one block each: the images of a frame are uploaded one by one, all other inputs at once, and all outputs come
+back in one copy. The upload of frame t+1 goes through a stream of its own, beside the execution of frame t.
 """
 
 from __future__ import annotations
