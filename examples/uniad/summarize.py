@@ -196,8 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
         from report.original import write_original  # needs torch
 
         result = load_result(options.input, "result")
-        names, folder = {name.split("_", 1)[1]: name for name in result.frames}, pathlib.Path(scratch)
-        write_original(options.base, names, str(result.run.get("convention")), folder)
+        folder = pathlib.Path(scratch)
+        write_original(options.base, result.by_token, str(result.run.get("convention")), folder)
         base_name, options.base = str(options.base), folder
         return summarize(options, base_name)
 

@@ -70,7 +70,7 @@ def read_results(path: pathlib.Path) -> Results:
     convention = result.run.get("convention")
     if convention not in CONVENTIONS:
         raise UniADError(f"{path / 'run.json'}: convention {convention!r} is none of {', '.join(CONVENTIONS)}")
-    records = {name.split("_", 1)[1]: _FileRecord(file) for name, file in result.frames.items()}
+    records = {token: _FileRecord(result.frames[name]) for token, name in result.by_token.items()}
     return Results(records, convention, str(path))
 
 

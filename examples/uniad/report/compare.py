@@ -110,6 +110,11 @@ class Result:
     latency: dict[str, np.ndarray] | None  # seconds per stage and frame; None: there is no latency.json
 
     @property
+    def by_token(self) -> dict[str, str]:
+        """Frame names by sample token, in order."""
+        return {name.split("_", 1)[1]: name for name in self.frames}
+
+    @property
     def lacks(self) -> list[str]:
         """Outputs that its frames were never given (report/original.py)."""
         return self.run.get("lacks", [])

@@ -80,6 +80,13 @@ def draw_frame(
     Raises:
         UniADError: unknown convention, or the file cannot be written.
     """
+    picture = frame_picture(frame, result, config, convention)
+    with whole_file(path) as part:
+        picture.save(part, format="PNG", compress_level=1)
+
+
+def frame_picture(frame: Frame, result: Mapping[str, np.ndarray], config: UniADConfig, convention: str) -> Image.Image:
+    """What draw_frame draws, RGB. Raises UniADError: unknown convention."""
     tracks = _tracks(result, config, convention)
     cell_height = round(_CELL * frame.img.shape[1] / frame.img.shape[2])
     picture = Image.new("RGB", (_WIDTH, _HEADER + 2 * cell_height + _PANEL), _BACKGROUND)
@@ -94,8 +101,7 @@ def draw_frame(
     moment = f"{frame.timestamp:.3f} s    command: {COMMANDS[frame.command]}    {len(tracks)} boxes"
     title = f"scene {frame.scene_token}    sample {frame.sample_token}    {moment}"
     ImageDraw.Draw(picture).text((16, _HEADER // 2), title, fill=_TEXT, font=_font(19), anchor="lm")
-    with whole_file(path) as part:
-        picture.save(part, format="PNG", compress_level=1)
+    return picture
 
 
 # --- what is drawn ---

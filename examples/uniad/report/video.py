@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,7 +24,7 @@ from errors import UniADError, one_line_errors
 from files import whole_file
 from report.compare import Result, load_result
 from report.evaluate import open_truth
-from report.pictures import draw_frame
+from report.pictures import frame_picture
 from report.scores import lookup
 from runtime.results import read_arrays
 
@@ -73,11 +71,7 @@ def _held(steps: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _picture(frame: Frame, record: Mapping[str, np.ndarray], title: str, config: UniADConfig, convention: str):
     """A drawn frame under a banner."""
-    with tempfile.TemporaryDirectory(prefix="uniad-video-") as folder:
-        path = pathlib.Path(folder) / "frame.png"
-        draw_frame(frame, record, path, config, convention)
-        with Image.open(path) as image:
-            drawn = image.convert("RGB")
+    drawn = frame_picture(frame, record, config, convention)
     canvas = Image.new("RGB", (drawn.width, drawn.height + _BANNER), (10, 12, 16))
     canvas.paste(drawn, (0, _BANNER))
     font = ImageFont.load_default(28)
@@ -143,8 +137,8 @@ def write_video(path: pathlib.Path, images: Iterator[np.ndarray], fps: float) ->
             writer.close()
 
 
-def _source(result: Result, data: pathlib.Path | None) -> tuple[FrameSource, dict[str, Any]]:
-    """The frames that a result was made from, and what run.json says about them."""
+def _source(result: Result, data: pathlib.Path | None) -> FrameSource:
+    """The frames that a result was made from."""
     facts = lookup(result.run, "identity.frames") or {}
     path = data or pathlib.Path(facts.get("path", ""))
     if not path.is_dir() or not facts:
@@ -152,7 +146,7 @@ def _source(result: Result, data: pathlib.Path | None) -> tuple[FrameSource, dic
     scenes = [scene["token"] for scene in result.run["scenes"]]
     version = facts.get("version") if facts.get("kind") == "nuScenes" else None
     can_bus = facts.get("can_bus", True)
-    return open_source(path, config_from_dict(result.run["config"]), version, scenes, can_bus), facts
+    return open_source(path, config_from_dict(result.run["config"]), version, scenes, can_bus)
 
 
 def film(
@@ -171,7 +165,7 @@ def film(
     UniADError.
     """
     result = load_result(path, "result")
-    names = {name.split("_", 1)[1]: name for name in result.frames}
+    names = result.by_token
     scenes: dict[str, list[tuple[int, str]]] = {}
     for index in range(len(source)):
         info = source.info(index)
@@ -204,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, help=f"of the film, pixels (default {_SIDE} a side)")
     options = parser.parse_args(arguments)
     result = load_result(options.input, "result")
-    source, _ = _source(result, options.data)
+    source = _source(result, options.data)
     truth = open_truth(options.ground_truth, result.run)[0] if options.ground_truth else None
     show = options.show or ("both" if truth else "result")
     if show != "result" and truth is None:

@@ -120,6 +120,7 @@ class TensorRTSession:
             raise _failure(path, "TensorRT can't load the engine", self._logger)
         _check_tensors(path, self._engine, sidecar)
         self._inputs, self._outputs, self._state = (pack(t) for t in (sidecar.inputs, sidecar.outputs, sidecar.state))
+        self._images = _camera_bytes(self._inputs)
         self._stream, self._upload = cuda.Stream(), cuda.Stream()
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
         self._output = cuda.DeviceBuffer(self._outputs.nbytes)
@@ -216,13 +217,12 @@ class TensorRTSession:
         for name, view in slot.input_views.items():
             if name != "img":
                 view[...] = inputs[name]
-        images = _camera_bytes(self._inputs)
-        for camera, piece in enumerate(images):
+        for camera, piece in enumerate(self._images):
             slot.input_views["img"][camera] = inputs["img"][camera]
             self._send(slot, *piece)
         self._upload.record(slot.upload)
-        self._send(slot, 0, images[0][0])
-        self._send(slot, images[-1][1], self._inputs.nbytes)
+        self._send(slot, 0, self._images[0][0])
+        self._send(slot, self._images[-1][1], self._inputs.nbytes)
         self._upload.record(slot.uploaded)
         self._stream.wait(slot.uploaded)
         self._stream.record(slot.started)
