@@ -126,7 +126,8 @@ case("cast int32 to float", lambda x: F.cast(x, net_dtype()), lambda t, x: x.flo
 case("cast uint8 to float", lambda x: F.cast(x, net_dtype()), lambda t, x: x.float(),
      lambda x: F.cast(x, net_dtype()) - 1.0, ints(256, 2, 5, 3).astype(np.uint8), tolerance=EXACT)
 case("cast to float16 and back", lambda x: F.cast(F.cast(x, "float16"), "float32"), lambda t, x: x.half().float(),
-     lambda x: F.cast(x, "float32"), np.linspace(0, 1, 10, dtype=np.float32), islands=(0,), tolerance=EXACT)
+     lambda x: F.cast(x, "float32"), np.linspace(0, 1, 10, dtype=np.float32), islands=(0,), dtypes=("float16",),
+     tolerance=EXACT)  # a float32 network of 8.6 has no float16
 case("elementwise_binary", lambda a, b: F.elementwise_binary(a, b, "max"), lambda t, a, b: t.maximum(a, b),
      lambda a, b: F.elementwise_binary(a, b, "min"), A, B, tolerance=EXACT)
 case("add", F.add, lambda t, a, b: a + b, F.sub, A, B)
@@ -199,7 +200,7 @@ case("inverse_sigmoid inside", V.inverse_sigmoid, lambda t, x: t.logit(x), lambd
 case("after", lambda x, y: V.after(x, y) + V.after(x), lambda t, x, y: 2 * x, lambda x, y: V.after(x, y),
      normal(2, 9), half([[[math.inf]]]))
 case("after integers", lambda x, y: V.after(x, y), lambda t, x, y: x, lambda x, y: V.after(x, y) + 0.01,
-     half([math.inf, 1, -2]), ints(9, 4), tolerance=EXACT)
+     half([65504, 1, -2]), ints(9, 4), tolerance=EXACT)
 case("atan2", V.atan2, lambda t, y, x: t.atan2(y, x), lambda y, x: F.unary(y / F.maximum(x, 1e-6), "atan"),
      half([0, 0, 1, -1, 1, 1, -1, -1, 0, 3, -0.001, 200]), half([0, -1, 0, 0, 1, -1, 1, -1, 2, 0.001, -3, -1]),
      islands=(0, 1), tolerance=(1e-6, 1e-6))

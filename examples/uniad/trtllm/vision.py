@@ -75,7 +75,8 @@ def after(x: Tensor, earlier: Tensor | None = None) -> Tensor:
     """x itself, for use after `earlier` has been computed: a place where an executor may part its work.
 
     TensorRT 8.6 compiles the network in regions and needs minutes for a large one: independent parts of the network
-    that could be one region come one after the other instead. The others do nothing here.
+    that could be one region come one after the other instead; without plugins infinities become the largest numbers.
+    The others do nothing here.
     """
     if x.dtype not in FLOATS:
         raise TypeError(f"after: {x.dtype}")
