@@ -127,7 +127,8 @@ def attention_operations() -> list[Operation]:
 
 def convolution_operations() -> list[Operation]:
     def conv(library, case, out, variant):
-        arguments = cases.deform_conv_arguments(case, variant)
+        default = kernel_calls.deform_conv_layout(library, case["x"], len(case["bias"]))
+        arguments = cases.deform_conv_arguments(case, default if variant == 0 else kernel_calls.COMMON_LAYOUT)
         kernel_calls.deform_conv(library, **arguments, out=out, variant=variant)
 
     def conv_composed(case: cases.Case):
@@ -195,15 +196,8 @@ def measure(operation: Operation, library, variants: list[int], copy_rate: float
     sets = max(2, min(16, -(-int(COLD_BYTES) // int(nbytes(first)))))
     inputs = [first] + [operation.make() for _ in range(sets - 1)]
     moved = nbytes(first) + out.numel() * out.element_size()
-    times, facts = {}, kernel_calls.build_facts(library)
+    times = {}
     for variant in variants:
-        if operation.matrix:
-            channels = operation.out_shape[1]
-            capability = torch.cuda.get_device_capability()
-            missing = kernel_calls.missing_conv(variant, channels, channels, facts, capability)
-            if missing:
-                print(f"{operation.name}, variant {variant}: skipped, {missing}", file=sys.stderr)
-                continue
         calls = [lambda case=case, variant=variant: operation.call(library, case, out, variant) for case in inputs]
         try:
             times[variant] = graph_ms(calls)
@@ -258,13 +252,13 @@ def main() -> None:
     with torch.inference_mode():
         copy_rate, matrix_rate = ceilings(DEVICE)
         rows = []
-        for operations, variants in (
-            (attention_operations(), kernel_calls.VARIANTS),
-            (convolution_operations(), kernel_calls.CONV_VARIANTS),
-            ([merge_operation(library)], [0]),
-        ):
-            tried = list(variants) if facts["variants"] == "1" else [0]
-            rows += [measure(operation, library, tried, copy_rate, matrix_rate) for operation in operations]
+        for operation in [*attention_operations(), *convolution_operations(), merge_operation(library)]:
+            variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
+            if operation.matrix:
+                variants = kernel_calls.conv_variants(facts, operation.out_shape[1])
+            elif operation.dtype == torch.float32:  # the merging
+                variants = [0]
+            rows.append(measure(operation, library, variants, copy_rate, matrix_rate))
         plain = plain_convolutions()
     commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Builds libuniad_plugins.so with nvcc alone: plugins/build.sh [OUT_DIR]
 #
-# Environment: TENSORRT_INCLUDE_DIR (its headers; unset: the kernels without the TensorRT glue), ARCH (default sm_90;
-# sm_90a, for Hopper alone, has the kernels that need its own instructions), VARIANTS=1 (also the kernels that only
-# benchmarks compare). CMakeLists.txt builds for several architectures.
+# Environment: TENSORRT_INCLUDE_DIR (its headers; unset: the kernels without the TensorRT glue), ARCH (default sm_90a:
+# Hopper with the kernels that need its own instructions, and PTX for later GPUs; sm_90 is without these kernels, sm_86
+# an A10's), VARIANTS=1 (also the kernels that only benchmarks compare). CMakeLists.txt builds for several architectures.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/../build/plugins}
-arch=${ARCH:-sm_90}
+arch=${ARCH:-sm_90a}
 mkdir -p "$out"
 target=("-arch=$arch")
-if [[ $arch == *a ]]; then # alone: the short form may add code without the architecture's own instructions
-    target=("-gencode=arch=compute_${arch#sm_},code=$arch")
+if [[ $arch == *a ]]; then # its own PTX would run nowhere else
+    number=${arch#sm_}
+    target=("-gencode=arch=compute_$number,code=$arch" "-gencode=arch=compute_${number%a},code=compute_${number%a}")
 fi
 flags=(-std=c++17 -O3 "${target[@]}" "-DUNIAD_ARCHITECTURES=$arch" -Xcompiler -fPIC,-fvisibility=hidden)
 sources=("$here"/src/kernels/*.cu)

@@ -11,9 +11,9 @@ import torch
 
 MAX_LEVELS = 8
 VARIANTS = range(10)  # of the attention kernels, in a library built with UNIAD_VARIANTS
-CONV_VARIANTS = range(16)  # of the float16 deformable convolution; see missing_conv for where each exists
+CONV_VARIANTS = range(9)  # of the float16 deformable convolution with COMMON_LAYOUT; see conv_variants
 WIDE_VARIANT = 6  # for multiples of 512 channels
-HOPPER_VARIANTS = range(9, 13)  # machine code of sm_90a, input channels a multiple of 64, a weight of their own
+COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # of its weight: UniadWeightLayout
 HALF_BLEND = {1, 6, 8}  # variants that add a point's corners in float16
 TYPES = {torch.float32: 0, torch.float16: 1}
 Levels = ctypes.c_int * MAX_LEVELS
@@ -54,6 +54,7 @@ class DeformConv(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("out_channels", "out_height", "out_width")),
         *((name, ctypes.c_int) for name in ("stride", "padding", "relu")),
         *((name, ctypes.c_int) for name in ("offset_image", "offset_channel", "offset_pixel")),
+        ("layout", ctypes.c_int),
     ]
 
 
@@ -198,6 +199,7 @@ def deform_conv(
     relu: bool = False,
     stride: int = 1,
     padding: int = 1,
+    layout: int = COMMON_LAYOUT,
     variant: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -205,16 +207,15 @@ def deform_conv(
 
     Args:
         offset_mask: (N,27,H',W'), or a view of more channels, in either order.
-        weight: as packed by pack_deform_weight, for HOPPER_VARIANTS by pack_hopper_weight, with the number of outputs
-            from `bias`.
+        weight: as packed by trtllm.tensorrt_plugins.pack_deform_weight for `layout`.
         bias: float32 (O).
     """
     n, c, h, w = x.shape
     o, (ho, wo) = bias.shape[0], offset_mask.shape[2:]
-    layout = torch.channels_last if x.dtype == torch.float16 else torch.contiguous_format
+    order = torch.channels_last if x.dtype == torch.float16 else torch.contiguous_format
     if out is None:
-        out = poisoned((n, o, ho, wo), x).contiguous(memory_format=layout)
-    assert x.is_contiguous(memory_format=layout) and out.is_contiguous(memory_format=layout)
+        out = poisoned((n, o, ho, wo), x).contiguous(memory_format=order)
+    assert x.is_contiguous(memory_format=order) and out.is_contiguous(memory_format=order)
     assert offset_mask.stride(2) == wo * offset_mask.stride(3)
     arguments = DeformConv(
         input=x.data_ptr(),
@@ -235,6 +236,7 @@ def deform_conv(
         offset_image=offset_mask.stride(0),
         offset_channel=offset_mask.stride(1),
         offset_pixel=offset_mask.stride(3),
+        layout=layout,
     )
     _call(library, "uniad_deform_conv", arguments, x, TYPES[x.dtype], variant)
     return out
@@ -280,38 +282,17 @@ def merge_masks(
     return lane, lane_score
 
 
-def pack_hopper_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A 3x3 kernel (O,C,3,3) as the Hopper variants read it: (O/256,C/64,9,256,64), see src/kernels/deform_conv.cuh."""
-    o, c = weight.shape[:2]
-    rows = weight.reshape(o // 256, 2, 4, 8, 2, 2, c // 64, 8, 8, 9)  # channel 128c + 32w + 4g + 2m + h; c,w,g,m,h
-    rows = rows.permute(0, 6, 9, 1, 4, 2, 5, 3, 7, 8)  # (O/256,C/64,9,c,m,w,h,g,8,8): row 128c + 64m + 16w + 8h + g
-    rows = rows.reshape(o // 256, c // 64, 9, 256, 8, 8)
-    row, vector = (torch.arange(size, device=weight.device) for size in (256, 8))
-    row = row.view(-1, 1)
-    return rows[:, :, :, row, vector ^ row % 8].reshape(o // 256, c // 64, 9, 256, 64).contiguous()
+def deform_conv_layout(library: ctypes.CDLL, x: torch.Tensor, outputs: int) -> int:
+    """How the fastest kernel for (N,C,H,W) on this GPU reads its weight."""
+    n, c, h, w = x.shape
+    return library.uniad_deform_conv_layout(n * h * w, c, outputs) if x.dtype == torch.float16 else COMMON_LAYOUT
 
 
-def missing_conv(variant: int, channels: int, outputs: int, facts: dict[str, str], capability: tuple[int, int]) -> str:
-    """Why the float16 deformable convolution has no such variant here; empty where it has.
-
-    Args:
-        channels, outputs: of the convolution.
-        facts: of build_facts.
-        capability: the GPU's compute capability.
-    """
-    if variant == 0:
-        return ""
-    if facts["variants"] != "1":
-        return "library without variants"
-    multiple = 512 if variant == WIDE_VARIANT else 256
-    if outputs % multiple:
-        return f"outputs not a multiple of {multiple}"
-    if variant in HOPPER_VARIANTS:
-        if capability != (9, 0) or "90a" not in facts["architectures"]:
-            return "no machine code of sm_90a"
-        if channels % 64:
-            return "channels not a multiple of 64"
-    return ""
+def conv_variants(facts: dict[str, str], outputs: int) -> list[int]:
+    """The variants of the float16 deformable convolution with COMMON_LAYOUT that a library of these facts has."""
+    if facts["variants"] != "1" or outputs % 256:
+        return [0]
+    return [variant for variant in CONV_VARIANTS if variant != WIDE_VARIANT or outputs % 512 == 0]
 
 
 def build_facts(library: ctypes.CDLL) -> dict[str, str]:

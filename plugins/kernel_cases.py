@@ -177,7 +177,7 @@ def deform_conv_case(
 ) -> Case:
     """What deform_conv_arguments and deform_conv_reference take.
 
-    `plain_weight` is (O,C,3,3), `hopper_weight` None where the Hopper variants don't take these sizes.
+    `plain_weight` is (O,C,3,3), `hopper_weight` None where the Hopper kernel doesn't take these sizes.
     """
     n, c, h, w = size
     ho, wo = (h - 1) // stride + 1, (w - 1) // stride + 1
@@ -196,21 +196,21 @@ def deform_conv_case(
         "relu": relu,
         "stride": stride,
         "plain_weight": weight,
-        "hopper_weight": kernel_calls.pack_hopper_weight(weight) if for_hopper else None,
+        "hopper_weight": pack_weight(weight, kernel_calls.HOPPER_LAYOUT) if for_hopper else None,
     }
 
 
-def deform_conv_arguments(case: Case, variant: int = 0) -> Case:
-    """Arguments of kernel_calls.deform_conv, with the weight that the variant reads."""
-    weight = case["hopper_weight" if variant in kernel_calls.HOPPER_VARIANTS else "weight"]
-    return {**{key: x for key, x in case.items() if not key.endswith("_weight")}, "weight": weight}
+def deform_conv_arguments(case: Case, layout: int = kernel_calls.COMMON_LAYOUT) -> Case:
+    """Arguments of kernel_calls.deform_conv, with the weight in the layout."""
+    weight = case["hopper_weight" if layout == kernel_calls.HOPPER_LAYOUT else "weight"]
+    return {**{key: x for key, x in case.items() if not key.endswith("_weight")}, "weight": weight, "layout": layout}
 
 
-def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """(O,C,3,3) in the order that the kernel of its type reads."""
+def pack_weight(weight: torch.Tensor, layout: int = kernel_calls.COMMON_LAYOUT) -> torch.Tensor:
+    """(O,C,3,3) in the order that the kernel of its type and layout reads."""
     from trtllm.tensorrt_plugins import pack_deform_weight
 
-    return torch.from_numpy(pack_deform_weight(weight.cpu().numpy())).to(weight.device)
+    return torch.from_numpy(pack_deform_weight(weight.cpu().numpy(), layout)).to(weight.device)
 
 
 def deform_conv_reference(

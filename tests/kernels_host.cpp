@@ -24,10 +24,29 @@ struct OnHost {
     }
 };
 
-// The float16 convolution without the tensor cores' order of sums: the same taps, samples rounded to float16 as in the
-// kernel, the same packed weight. `hopper`: that of the Hopper kernel, and its order of the pixels.
-void deform_conv_half(const UniadDeformConv& a, bool hopper) {
+/// Where a packed weight of float16 has its row `row` (of the output channel `channel`) at `k`, which counts in the
+/// packed order (C/group,9,group).
+struct WeightPlace {
+    int channel, index;
+};
+
+WeightPlace weight_place(int layout, int channels, int out_channels, int row, int k) {
     using namespace uniad;
+    if (layout == UNIAD_LAYOUT_COMMON) {
+        const int step = k / kStepChannels;
+        return {packed_channel(row), (step * out_channels + row) * kStepChannels + k % kStepChannels};
+    }
+    const int tile_row = row % kHopperOutputs, in_row = k % kHopperChannels;
+    const int step = row / kHopperOutputs * (channels / kHopperChannels * kTaps) + k / kHopperChannels;
+    return {row - tile_row + hopper_channel(tile_row),
+            (step * kHopperOutputs + tile_row) * kHopperChannels + (in_row / 8 ^ row % 8) * 8 + in_row % 8};
+}
+
+// The float16 convolution without the tensor cores' order of sums: the same taps, samples rounded to float16 as in the
+// kernel, the same packed weight, and the order of the pixels of the layout's kernel.
+void deform_conv_half(const UniadDeformConv& a) {
+    using namespace uniad;
+    const bool hopper = a.layout == UNIAD_LAYOUT_HOPPER;
     const int pixels = a.out_height * a.out_width, depth = a.channels * kTaps;
     const int group = hopper ? kHopperChannels : kStepChannels;
     std::vector<float> samples(depth);  // in the packed order (C/group, 9, group)
@@ -53,17 +72,11 @@ void deform_conv_half(const UniadDeformConv& a, bool hopper) {
             }
         }
         for (int row = 0; row < a.out_channels; ++row) {
-            const int tile_row = row % kHopperOutputs;
-            const int channel = hopper ? row - tile_row + hopper_channel(tile_row) : packed_channel(row);
+            const int channel = weight_place(a.layout, a.channels, a.out_channels, row, 0).channel;
             float sum = a.bias[channel];
             for (int k = 0; k < depth; ++k) {
-                const int step = k / group;
-                int place_of = (step * a.out_channels + row) * group + k % group;
-                if (hopper) {
-                    const int tile = row / kHopperOutputs * (depth / group) + step;
-                    place_of = (tile * kHopperOutputs + tile_row) * group + ((k % group / 8 ^ row % 8) * 8 + k % 8);
-                }
-                sum += samples[k] * to_float(static_cast<const half_t*>(a.weight)[place_of]);
+                const int index = weight_place(a.layout, a.channels, a.out_channels, row, k).index;
+                sum += samples[k] * to_float(static_cast<const half_t*>(a.weight)[index]);
             }
             sum = a.relu != 0 && sum < 0 ? 0 : sum;
             static_cast<half_t*>(a.out)[pixel * a.out_channels + channel] = from_float<half_t>(sum);
@@ -162,13 +175,28 @@ extern "C" int64_t uniad_tile_cost(const uniad::TileSize* tile, int64_t pixels, 
     return uniad::tile_cost(*tile, pixels, channels, *gpu);
 }
 
+extern "C" int uniad_deform_conv_layout(int cells, int channels, int out_channels) {
+    return uniad::hopper_fits(cells, channels, out_channels) ? UNIAD_LAYOUT_HOPPER : UNIAD_LAYOUT_COMMON;
+}
+
+/// (O,C,3,3) from a packed weight of 16-bit values.
+extern "C" void unpack_deform_weight(const int16_t* packed, int layout, int channels, int out_channels, int16_t* out) {
+    const int group = layout == UNIAD_LAYOUT_HOPPER ? uniad::kHopperChannels : uniad::kStepChannels;
+    for (int row = 0; row < out_channels; ++row) {
+        for (int k = 0; k < channels * uniad::kTaps; ++k) {
+            const WeightPlace at = weight_place(layout, channels, out_channels, row, k);
+            const int tap = k / group % uniad::kTaps, channel = k / (group * uniad::kTaps) * group + k % group;
+            out[(at.channel * channels + channel) * uniad::kTaps + tap] = packed[at.index];
+        }
+    }
+}
+
 extern "C" int uniad_deform_conv(const UniadDeformConv* a, int type, int variant, void*) {
-    constexpr int kHopperVariant = 10;
-    if (variant != 0 && (variant != kHopperVariant || type != UNIAD_FLOAT16)) {
+    if (variant != 0 || (type != UNIAD_FLOAT16 && a->layout != UNIAD_LAYOUT_COMMON)) {
         return uniad::kUnsupported;
     }
     if (type == UNIAD_FLOAT16) {
-        deform_conv_half(*a, variant == kHopperVariant);
+        deform_conv_half(*a);
         return 0;
     }
     const int threads = 32, pixels = a->batch * a->out_height * a->out_width;

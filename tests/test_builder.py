@@ -153,7 +153,7 @@ def test_plan_and_side_file(write, tmp_path):
 
 def test_plugins_of_a_plan(write, monkeypatch, capsys):
     """The side file says which library the engine needs; `auto` without one says so."""
-    library = PluginLibrary(pathlib.Path("library.so"), {"version": "1", "tensorrt": "8.6"})
+    library = PluginLibrary(pathlib.Path("library.so"), {"version": "1", "tensorrt": "8.6"}, lambda *sizes: 0)
     monkeypatch.setattr(tensorrt_plan, "load_plugins", lambda flavour: library)
     options = BuildOptions(plugins=["temporal_attention"])
     arguments = (CModel(TINY, "v2.0", SOURCE, {}), TINY, load_flavour("tensorrt"))

@@ -1,5 +1,6 @@
 """Choosing and loading the plugin library, and what the plugin executor hands to TensorRT (a stand-in records it)."""
 
+import pathlib
 import re
 import shutil
 import subprocess
@@ -14,11 +15,22 @@ from errors import UniADError
 from layers.seg_merge import merge_masks
 from trtllm import Network, Tensor, net_guard, tensorrt_plugins
 from trtllm import vision as V
-from trtllm.tensorrt_plugins import OPERATIONS, VERSION, PluginExecutor, find_library, load_plugins, select_plugins
+from trtllm.tensorrt_plugins import (
+    COMMON_LAYOUT,
+    HOPPER_LAYOUT,
+    OPERATIONS,
+    VERSION,
+    PluginExecutor,
+    PluginLibrary,
+    find_library,
+    load_plugins,
+    select_plugins,
+)
 
 STUB = """
 extern "C" const char* uniad_plugins_build(void) { return "version=%s tensorrt=%s architectures=sm_90"; }
 extern "C" int uniad_plugins_check_device(void) { return %d; }
+extern "C" int uniad_deform_conv_layout(int cells, int channels, int) { return channels %% 64 == 0 && cells < 100; }
 extern "C" const char* uniad_error_string(int) { return "no kernel image is available"; }
 extern "C" int uniad_register_plugins(void* registry) { return registry ? 3 : -1; }
 """
@@ -66,7 +78,8 @@ def test_selection(stub, monkeypatch, tmp_path):
 
 def test_loading(stub, tmp_path):
     library = load_plugins(flavour(), stub())
-    assert library.facts["tensorrt"] == "8.6"
+    assert library.facts["tensorrt"] == "8.6" and library.facts["hopper"] == "1"
+    assert (library.deform_conv_layout(60, 64, 256), library.deform_conv_layout(60, 32, 256)) == (1, 0)
     text = tmp_path / "text.so"
     text.write_text("not a library")
     for path, message in (
@@ -93,6 +106,9 @@ class RecordingExecutor(PluginExecutor):
 
     def __init__(self, plugins):
         self.plugins, self.recorded, self._constants, self._path = frozenset(plugins), [], {}, ""
+        self.library = PluginLibrary(
+            pathlib.Path("library.so"), {}, lambda cells, channels, outputs: int(outputs == 256)
+        )
 
     def _plugin(self, kind, name, inputs, *dtypes, **attributes):
         self.recorded.append((kind, [tuple(x.shape) for x in inputs], attributes))
@@ -138,10 +154,29 @@ def test_executor():
     assert camera[2]["grid_width"] == 5
     assert list(executor._constants) == [("as int32", "bool (6, 25, 4)")]  # cast once
     assert conv[1] == [(2, 32, 5, 6), (2, 27, 5, 6), (1, 9, 64, 32), (64,)]
-    assert conv[2] == {"stride": 1, "padding": 1, "relu": 1}
+    assert conv[2] == {"stride": 1, "padding": 1, "relu": 1, "layout": COMMON_LAYOUT}
     assert after == ("UniADAfter", [(6, 25, 4, 2), (1, 60, 8, 32)], {})
     assert merge == ("UniADMergeMasks", [(100, 1600), (100,), (100,)], {"classes": 3, "quality_thresh": 0.1})
     assert [x.dtype for x in merged] == ["int32", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outputs", "packed", "layout"),
+    [
+        ("float16", 256, (1, 1, 9, 256, 64), HOPPER_LAYOUT),
+        ("float16", 128, (2, 9, 128, 32), COMMON_LAYOUT),
+        ("float32", 256, (9, 64, 256), COMMON_LAYOUT),
+    ],
+)
+def test_layout_of_the_weight(dtype, outputs, packed, layout):
+    """As the library wants it, for float16; the plugin is told."""
+    executor = RecordingExecutor(OPERATIONS)
+    with net_guard(Network(executor, dtype)):
+        weight = tensor(dtype, outputs, 64, 3, 3, array=np.ones((outputs, 64, 3, 3), dtype))
+        statistics = [tensor("float32", outputs, array=np.ones(outputs, np.float32)) for _ in range(4)]
+        V.modulated_deform_conv2d_norm(tensor(dtype, 2, 64, 5, 6), tensor(dtype, 2, 27, 5, 6), weight, *statistics)
+    ((_, shapes, attributes),) = executor.recorded
+    assert (shapes[2], attributes["layout"]) == (packed, layout)
 
 
 def test_executor_leaves_other_sizes_and_operations_to_the_composition():
@@ -163,7 +198,7 @@ def test_numbers_of_the_header():
     text = (ROOT / "plugins" / "src" / "kernels.h").read_text()
     defined = {name: int(value) for name, value in re.findall(r"^#define UNIAD_(\w+) (\d+)", text, re.MULTILINE)}
     names = {"PLUGINS_VERSION": "VERSION"}
-    assert len(defined) == 5
+    assert len(defined) == 7
     assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
     assert defined["MAX_LEVELS"] == kernel_calls.MAX_LEVELS
 

@@ -26,7 +26,7 @@ from op_references import merge_by_loop
 from support import ROOT, assert_close, golden, noise_floor
 
 from trtllm.functional import make
-from trtllm.tensorrt_plugins import pack_deform_weight
+from trtllm.tensorrt_plugins import COMMON_LAYOUT, HOPPER_LAYOUT, pack_deform_weight
 from trtllm.torch_executor import TorchExecutor
 
 INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
@@ -171,31 +171,53 @@ def test_deform_conv(library, size, outputs, stride, dtype):
     assert cases.relative_error(kernel_calls.deform_conv(library, **moved), expected) > 0.01, "moved by 0.05 pixels"
 
 
+@pytest.mark.parametrize(("layout", "outputs", "channels"), [(COMMON_LAYOUT, 128, 96), (HOPPER_LAYOUT, 512, 128)])
+def test_packing_of_the_convolution(library, layout, outputs, channels):
+    """The headers' inverse of the packing gives the weight back, bit by bit."""
+    weight = np.random.default_rng(3).integers(-(2**15), 2**15, (outputs, channels, 3, 3), np.int16)
+
+    def unpack(packed):
+        out = np.zeros_like(weight)
+        pointers = (np.ascontiguousarray(packed).ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p))
+        library.unpack_deform_weight(pointers[0], layout, channels, outputs, pointers[1])
+        return out
+
+    packed = pack_deform_weight(weight, layout)
+    np.testing.assert_array_equal(unpack(packed), weight)
+    vectors = packed.reshape(*packed.shape[:-1], -1, 8)
+    for name, broken in {"rows": np.roll(packed, 1, -2), "vectors": np.roll(vectors, 1, -2)}.items():
+        assert (unpack(broken) != weight).mean() > 0.99, name
+    if layout == HOPPER_LAYOUT:
+        swizzled = vectors[..., np.arange(256).reshape(-1, 1), np.arange(8) ^ np.arange(256).reshape(-1, 1) % 8, :]
+        assert (unpack(swizzled) != weight).mean() > 0.8, "without the swizzle: it is its own inverse"
+        assert (unpack(pack_deform_weight(weight, COMMON_LAYOUT)) != weight).mean() > 0.99, "the other layout"
+
+
 def test_hopper_layouts(library):
     """The Hopper kernel's packed weight and its order of the pixels, read as its comments say; two strips of rows."""
     torch.manual_seed(9)
     case = cases.deform_conv_case(torch.float16, "cpu", (2, 64, 11, 5), 512)
     expected = cases.deform_conv_reference(**case)
-    arguments = cases.deform_conv_arguments(case, variant=10)
-    out = kernel_calls.deform_conv(library, **arguments, variant=10)
+    assert kernel_calls.deform_conv_layout(library, case["x"], 512) == HOPPER_LAYOUT
+    arguments = cases.deform_conv_arguments(case, HOPPER_LAYOUT)
+    out = kernel_calls.deform_conv(library, **arguments)
     assert cases.relative_error(out, expected) < bound(expected, torch.float16, 0)
     other = {**arguments, "weight": case["weight"]}
-    assert cases.relative_error(kernel_calls.deform_conv(library, **other, variant=10), expected) > 0.1, "other packing"
+    assert cases.relative_error(kernel_calls.deform_conv(library, **other), expected) > 0.1, "other packing"
 
 
-def test_missing_variants():
-    """Which variants of the convolution there are, by sizes, library and GPU."""
-
-    def there(channels, outputs, architecture="sm_90a", capability=(9, 0), variants="1"):
-        facts = {"variants": variants, "architectures": architecture}
-        every = kernel_calls.CONV_VARIANTS
-        return {v for v in every if not kernel_calls.missing_conv(v, channels, outputs, facts, capability)}
-
-    hopper = set(kernel_calls.HOPPER_VARIANTS)
-    assert there(64, 512) == set(kernel_calls.CONV_VARIANTS)
-    assert there(64, 256) == set(kernel_calls.CONV_VARIANTS) - {kernel_calls.WIDE_VARIANT}
-    assert there(96, 512) == there(64, 512, "sm_90") == there(64, 512, capability=(10, 0)) == there(64, 512) - hopper
-    assert there(64, 64) == there(64, 512, variants="0") == {0}
+def test_layout_and_variants_by_sizes(library):
+    layout = library.uniad_deform_conv_layout
+    assert layout(6 * 58 * 100, 256, 256) == layout(6 * 29 * 50, 512, 512) == HOPPER_LAYOUT
+    assert layout(100, 96, 256) == layout(100, 64, 128) == COMMON_LAYOUT
+    assert (layout(2**25 - 1, 64, 256), layout(2**25, 64, 256)) == (HOPPER_LAYOUT, COMMON_LAYOUT)  # 4 GiB of cells
+    assert COMMON_LAYOUT == kernel_calls.COMMON_LAYOUT and HOPPER_LAYOUT == kernel_calls.HOPPER_LAYOUT
+    every = list(kernel_calls.CONV_VARIANTS)
+    assert kernel_calls.conv_variants({"variants": "1"}, 512) == every
+    assert kernel_calls.conv_variants({"variants": "1"}, 256) == [v for v in every if v != kernel_calls.WIDE_VARIANT]
+    assert (
+        kernel_calls.conv_variants({"variants": "1"}, 64) == kernel_calls.conv_variants({"variants": "0"}, 512) == [0]
+    )
 
 
 @pytest.mark.parametrize("index", test_seg_head.FRAMES)

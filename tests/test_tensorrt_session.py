@@ -247,7 +247,7 @@ def test_plugins_are_loaded_first(gpu, plan, monkeypatch):
 
     def load_plugins(flavour, version="1"):
         order.append("plugins")
-        return PluginLibrary(pathlib.Path("library.so"), {"version": version})
+        return PluginLibrary(pathlib.Path("library.so"), {"version": version, "hopper": "0"}, lambda *sizes: 0)
 
     monkeypatch.setattr(tensorrt_session, "load_plugins", load_plugins)
     monkeypatch.setattr(gpu.trt, "Runtime", lambda logger: order.append("runtime") or deserialize(logger))
@@ -257,6 +257,11 @@ def test_plugins_are_loaded_first(gpu, plan, monkeypatch):
     with pytest.raises(SessionError, match=r"needs version 1 of the plugin library, the one here .library.so. is vers"):
         open_session(plan)
     assert order[2:] == ["plugins"]
+    monkeypatch.setattr(tensorrt_session, "load_plugins", load_plugins)
+    change(plan, plugins=["modulated_deform_conv2d_norm"], plugins_library={"version": "1", "hopper": "1"})
+    with pytest.raises(SessionError, match=r"weights packed for Hopper's kernels, which library.so lacks for this GPU"):
+        open_session(plan)
+    assert order[3:] == ["plugins"]
 
 
 def test_another_gpu_of_the_kind_is_a_warning(gpu, plan):

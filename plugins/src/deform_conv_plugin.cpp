@@ -14,10 +14,21 @@ using nvinfer1::TensorFormat;
 struct DeformConv : OneOutput<DeformConv> {
     static constexpr const char* kName = "UniADDeformConv";
     static constexpr int kInputs = 4;
-    static const Attribute kAttributes[4];
+    static const Attribute kAttributes[5];
     int32_t half, stride, padding, relu;
+    int32_t layout;  // of the weight: UniadWeightLayout
 
-    bool valid() const { return stride > 0 && padding >= 0; }
+    bool valid() const {
+        const bool hopper = layout == UNIAD_LAYOUT_HOPPER;
+        if (hopper && uniad_deform_conv_layout(1, UNIAD_HOPPER_CHANNELS, UNIAD_HOPPER_OUTPUTS) != layout) {
+            std::fprintf(stderr,
+                         "%s: the weight is packed for Hopper's kernel, which this library lacks for this GPU: build "
+                         "the library with ARCH=sm_90a, or the engine again\n",
+                         kName);
+            return false;
+        }
+        return stride > 0 && padding >= 0 && (layout == UNIAD_LAYOUT_COMMON || (hopper && half != 0));
+    }
 
     DimsExprs outputDimensions(const DimsExprs* inputs, nvinfer1::IExprBuilder&) const {
         DimsExprs out = inputs[1];
@@ -40,6 +51,9 @@ struct DeformConv : OneOutput<DeformConv> {
                 cudaStream_t stream) const {
         const auto& x = in[0].dims;
         const auto& offset_mask = in[1].dims;
+        if (in[2].dims.nbDims != (half == 0 ? 3 : layout == UNIAD_LAYOUT_HOPPER ? 5 : 4)) {
+            return cudaErrorInvalidValue;  // packed otherwise than `layout` says
+        }
         UniadDeformConv a{};
         a.input = inputs[0];
         a.offset_mask = inputs[1];
@@ -62,14 +76,16 @@ struct DeformConv : OneOutput<DeformConv> {
         a.offset_image = channels * pixels;
         a.offset_channel = last ? 1 : pixels;
         a.offset_pixel = last ? channels : 1;
+        a.layout = layout;
         return uniad_deform_conv(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, 0, stream);
     }
 };
-const Attribute DeformConv::kAttributes[4] = {
+const Attribute DeformConv::kAttributes[5] = {
     {"half", offsetof(DeformConv, half), 1},
     {"stride", offsetof(DeformConv, stride), 1},
     {"padding", offsetof(DeformConv, padding), 1},
     {"relu", offsetof(DeformConv, relu), 1},
+    {"layout", offsetof(DeformConv, layout), 1},
 };
 
 }  // namespace

@@ -20,8 +20,10 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 2
+#define UNIAD_PLUGINS_VERSION 3
 #define UNIAD_MAX_LEVELS 8
+#define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
+#define UNIAD_HOPPER_OUTPUTS 256
 #define UNIAD_MERGE_MAX_MASKS 1024
 #define UNIAD_MERGE_MAX_PIXELS 262144 /* 512 x 512 */
 #define UNIAD_MERGE_MAX_CLASSES 64
@@ -67,13 +69,19 @@ typedef struct UniadCameraAttention {
     int grid_width;
 } UniadCameraAttention;
 
+/* How a float16 weight of the convolution is packed (kernels/deform_conv.cuh; pack_deform_weight in
+ * examples/uniad/trtllm/tensorrt_plugins.py). Each kernel reads its own only. */
+enum UniadWeightLayout {
+    UNIAD_LAYOUT_COMMON = 0, /* for the kernel that every GPU runs: C a multiple of 32, O of 64 */
+    UNIAD_LAYOUT_HOPPER = 1  /* for the kernel in machine code of sm_90a */
+};
+
 /* Modulated deformable convolution (DCNv2, Zhu et al. 2019), 3 x 3, one group, then + bias[o] and optionally ReLU.
  *
  * offset_mask holds 27 channels, the raw output of conv_offset: 18 offsets (dy, dx per tap, pixels), 9 mask logits; its
  * element (n, c, y, x) lies at n * offset_image + c * offset_channel + (y * out_width + x) * offset_pixel.
  * float32: input (N,C,H,W), weight (9,C,O), out (N,O,H',W'), O a multiple of 8.
- * float16: input (N,H,W,C), weight packed (see kernel_calls.pack_deform_weight), out (N,H',W',O), C a multiple of 32
- * and O of 64. */
+ * float16: input (N,H,W,C), weight packed as `layout` says, out (N,H',W',O). */
 typedef struct UniadDeformConv {
     const void* input;
     const void* offset_mask;
@@ -84,6 +92,7 @@ typedef struct UniadDeformConv {
     int out_channels, out_height, out_width;
     int stride, padding, relu;
     int offset_image, offset_channel, offset_pixel;
+    int layout; /* of a float16 weight; else UNIAD_LAYOUT_COMMON */
 } UniadDeformConv;
 
 /* Masks to lane maps (UniAD panseg_head.get_bboxes): masks at or above 0 (N,P), class scores (N), labels int32 (N) ->
@@ -109,7 +118,10 @@ UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* argumen
                                          void* stream);
 UNIAD_API int uniad_camera_attention(const UniadCameraAttention* arguments, int type, int variant, void* stream);
 
+/* Only UNIAD_LAYOUT_COMMON has variants. cudaErrorNoKernelImageForDevice: UNIAD_LAYOUT_HOPPER can't run here. */
 UNIAD_API int uniad_deform_conv(const UniadDeformConv* arguments, int type, int variant, void* stream);
+/* The layout that the fastest float16 kernel reads, for N*H*W = cells, on the current device. */
+UNIAD_API int uniad_deform_conv_layout(int cells, int channels, int out_channels);
 
 UNIAD_API int uniad_merge_masks(const UniadMergeMasks* arguments, void* stream);
 /* Bytes for so many masks, pixels and classes; 0 for sizes that no kernel was built for. */

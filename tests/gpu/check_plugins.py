@@ -7,6 +7,7 @@ leaves out the full-size cases (for compute-sanitizer). Exit status 1 where anyt
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import random
@@ -36,16 +37,12 @@ class Checks:
     """Runs cases, prints a line for each and counts the failures."""
 
     def __init__(self) -> None:
-        self.failed = self.run = self.skipped = 0
+        self.failed = self.run = 0
 
     def report(self, name: str, good: bool, detail: str) -> None:
         self.run += 1
         self.failed += not good
         print(f"{'ok  ' if good else 'FAIL'} {name}: {detail}", flush=True)
-
-    def skip(self, name: str, reason: str) -> None:
-        self.skipped += 1
-        print(f"skip {name}: {reason}", flush=True)
 
     def compare(self, name: str, call, expected: torch.Tensor, dtype: torch.dtype, variant: int, factor: float) -> None:
         """`call(out, variant)` fills `out`, a poisoned view with a guard band behind it, with what must be `expected`.
@@ -66,6 +63,15 @@ class Checks:
         guarded = bool(torch.isnan(buffer[expected.numel() :]).all())
         detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
         self.report(f"{name} {str(dtype)[6:]} variant {variant}", error <= bound and guarded, detail)
+
+    def must_refuse(self, name: str, call, like: torch.Tensor) -> None:
+        """`call(out, 0)` must say that there is no such kernel here."""
+        refused = False
+        try:
+            call(torch.empty_like(like), 0)
+        except RuntimeError as error:
+            refused = "error" in str(error)
+        self.report(f"{name} (has no code here)", refused, "refused" if refused else "runs nothing, and says nothing")
 
     def must_differ(self, name: str, broken: torch.Tensor, expected: torch.Tensor) -> None:
         """A broken call must be far outside of every bound."""
@@ -170,7 +176,6 @@ def check_deform_conv(checks: Checks, library, facts: dict[str, str], small: boo
     sizes += [((1, 64, 141, 139), 256, 1)]  # more tiles than processors
     if not small:
         sizes += [((6, 256, 58, 100), 256, 1), ((6, 512, 29, 50), 512, 1)]
-    capability = torch.cuda.get_device_capability()
     for size, outputs, stride in sizes:
         name = f"deformable convolution {size} to {outputs}, stride {stride}"
         for dtype in (torch.float32, torch.float16):
@@ -178,31 +183,31 @@ def check_deform_conv(checks: Checks, library, facts: dict[str, str], small: boo
             expected = cases.deform_conv_reference(**case)
             half = dtype == torch.float16
 
-            def call(out, variant, case=case, half=half):
+            def call(out, variant, case=case, half=half, layout=kernel_calls.COMMON_LAYOUT):
                 # The poisoned buffer is plain memory; what it means follows the type's layout.
                 n, o, ho, wo = out.shape
                 out = out.view(n, ho, wo, o).permute(0, 3, 1, 2) if half else out
-                arguments = cases.deform_conv_arguments(case, variant)
+                arguments = cases.deform_conv_arguments(case, layout)
                 kernel_calls.deform_conv(library, **arguments, out=out, variant=variant)
 
             laid_out = expected.permute(0, 2, 3, 1).reshape(expected.shape) if half else expected
-            offered = []
-            for variant in kernel_calls.CONV_VARIANTS if half else [0]:
-                reason = kernel_calls.missing_conv(variant, size[1], outputs, facts, capability)
-                if reason:
-                    checks.skip(f"{name} variant {variant}", reason)
-                else:
-                    offered.append(variant)
-                    checks.compare(name, call, laid_out, dtype, variant, CONV_FLOAT16_FACTOR)
-            if half:
-                last = case["offset_mask"].contiguous(memory_format=torch.channels_last)
-
-                def call_last(out, variant, case=case, last=last, call=call):
-                    call(out, variant, {**case, "offset_mask": last}, True)
-
-                for variant in {0, offered[-1], *kernel_calls.HOPPER_VARIANTS} & {*offered}:
-                    last_name = f"{name}, channels-last offsets"
-                    checks.compare(last_name, call_last, laid_out, dtype, variant, CONV_FLOAT16_FACTOR)
+            for variant in kernel_calls.conv_variants(facts, outputs) if half else [0]:
+                checks.compare(name, call, laid_out, dtype, variant, CONV_FLOAT16_FACTOR)
+            if not half:
+                continue
+            calls = {name: call}
+            hopper_name = f"{name}, Hopper's kernel"
+            call_hopper = functools.partial(call, layout=kernel_calls.HOPPER_LAYOUT)
+            if kernel_calls.deform_conv_layout(library, case["x"], outputs) == kernel_calls.HOPPER_LAYOUT:
+                calls[hopper_name] = call_hopper
+                checks.compare(hopper_name, call_hopper, laid_out, dtype, 0, CONV_FLOAT16_FACTOR)
+            elif case["hopper_weight"] is not None:
+                checks.must_refuse(hopper_name, call_hopper, laid_out.half())
+            last = case["offset_mask"].contiguous(memory_format=torch.channels_last)
+            for which, one in calls.items():
+                call_last = functools.partial(one, case={**case, "offset_mask": last})
+                last_name = f"{which}, channels-last offsets"
+                checks.compare(last_name, call_last, laid_out, dtype, 0, CONV_FLOAT16_FACTOR)
         if size == (6, 64, 8, 14):
             moved = {**case, "offset_mask": case["offset_mask"] + 0.1}
             broken = kernel_calls.deform_conv(library, **cases.deform_conv_arguments(moved))
@@ -264,7 +269,7 @@ def main() -> int:
         check_camera(checks, library, variants, options.small)
         check_deform_conv(checks, library, build_facts, options.small)
         check_merge(checks, library, options.small)
-    print(f"{checks.run - checks.failed} of {checks.run} checks passed, {checks.skipped} skipped")
+    print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 
 

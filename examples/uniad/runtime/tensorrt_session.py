@@ -296,10 +296,15 @@ def _load_plugins(path: pathlib.Path, sidecar: Sidecar, flavour: Flavour) -> Non
     """The plugin library, where the engine needs it: TensorRT must know it before it loads the engine."""
     if not sidecar.facts.get("plugins"):
         return
-    library, needed = load_plugins(flavour), sidecar.facts.get("plugins_library", {}).get("version")
-    if library.facts["version"] != needed:
+    library, needed = load_plugins(flavour), sidecar.facts.get("plugins_library", {})
+    if library.facts["version"] != needed.get("version"):
         found = f"the one here ({library.path}) is version {library.facts['version']}"
-        raise SessionError(f"{path} needs version {needed} of the plugin library, {found}: build the engine again")
+        message = f"{path} needs version {needed.get('version')} of the plugin library, {found}"
+        raise SessionError(f"{message}: build the engine again")
+    packed = needed.get("hopper") == "1" and "modulated_deform_conv2d_norm" in sidecar.facts["plugins"]
+    if packed and library.facts["hopper"] != "1":
+        message = f"{path} has weights packed for Hopper's kernels, which {library.path} lacks for this GPU"
+        raise SessionError(f"{message}: build the library with ARCH=sm_90a, or the engine again")
 
 
 def _check_device(path: pathlib.Path, sidecar: Sidecar) -> str:

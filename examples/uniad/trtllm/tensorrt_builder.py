@@ -81,8 +81,8 @@ def build_engine(
     definition = flavour.create_network(builder)
     layers = TensorRTLLMLayers(definition, flavour) if options.functional == "tensorrt_llm" else None
     if options.plugins:
-        load_plugins(flavour)
-        executor: TensorRTExecutor = PluginExecutor(definition, flavour, options.plugins, layers)
+        library = load_plugins(flavour)
+        executor: TensorRTExecutor = PluginExecutor(definition, flavour, options.plugins, library, layers)
     else:
         executor = TensorRTExecutor(definition, flavour, layers)
     with net_guard(Network(executor, options.dtype)):

@@ -8,7 +8,7 @@ import ctypes
 import math
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,9 @@ from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
-VERSION = 2  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
+VERSION = 3  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
+COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # UniadWeightLayout there
+HOPPER_CHANNELS, HOPPER_OUTPUTS = 64, 256  # UNIAD_… there
 MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64  # UNIAD_… there
 OPERATIONS = (
     "deformable_attention",
@@ -33,10 +35,15 @@ BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the li
 
 
 class PluginLibrary(NamedTuple):
-    """A loaded and registered library."""
+    """A loaded and registered library.
+
+    `deform_conv_layout(cells, channels, outputs)` is how the convolution's fastest float16 kernel on the current GPU
+    reads its weight, for N*H*W cells of the input.
+    """
 
     path: pathlib.Path
-    facts: dict[str, str]  # version, cuda, tensorrt, architectures
+    facts: dict[str, str]  # version, cuda, tensorrt, architectures; hopper: "1" where HOPPER_LAYOUT runs on this GPU
+    deform_conv_layout: Callable[[int, int, int], int]
 
 
 def find_library() -> pathlib.Path | None:
@@ -108,7 +115,8 @@ def load_plugins(flavour: Flavour, path: pathlib.Path | None = None, on_device: 
         raise UniADError(f"{path}: has no code for this GPU ({reason}; {built}): set ARCH and build again")
     if library.uniad_register_plugins(ctypes.c_void_p(_registry(flavour))) < 0:
         raise UniADError(f"{path}: TensorRT {flavour.version} refuses its plugins: {flavour.logger.last()}")
-    return PluginLibrary(path, facts)
+    facts["hopper"] = str(int(library.uniad_deform_conv_layout(1, HOPPER_CHANNELS, HOPPER_OUTPUTS) == HOPPER_LAYOUT))
+    return PluginLibrary(path, facts, library.uniad_deform_conv_layout)
 
 
 def _registry(flavour: Flavour) -> int:
@@ -122,14 +130,23 @@ def _registry(flavour: Flavour) -> int:
     return get()
 
 
-def pack_deform_weight(weight: np.ndarray) -> np.ndarray:
+def pack_deform_weight(weight: np.ndarray, layout: int = COMMON_LAYOUT) -> np.ndarray:
     """A 3x3 kernel (O,C,3,3) in the order that the convolution's kernel reads (plugins/src/kernels/deform_conv.cuh).
 
-    float32: (9,C,O). float16: (C/32,9,O,32), rows permuted inside each 32 output channels.
+    float32: (9,C,O). float16, COMMON_LAYOUT: (C/32,9,O,32), rows permuted inside each 32 output channels.
+    HOPPER_LAYOUT: (O/256,C/64,9,256,64), rows permuted inside each 256, and the vectors of a row.
     """
     o, c = weight.shape[:2]
     if weight.dtype == np.float32:
         return np.ascontiguousarray(weight.reshape(o, c, 9).transpose(2, 1, 0))
+    if layout == HOPPER_LAYOUT:
+        # Channel 128 a + 32 w + 4 g + 2 m + h goes to row 128 a + 64 m + 16 w + 8 h + g of each 256.
+        rows = weight.reshape(o // 256, 2, 4, 8, 2, 2, c // 64, 8, 8, 9)  # (…,a,w,g,m,h,…)
+        rows = rows.transpose(0, 6, 9, 1, 4, 2, 5, 3, 7, 8)  # (O/256,C/64,9,a,m,w,h,g,8,8)
+        rows = rows.reshape(o // 256, c // 64, 9, 256, 8, 8)  # (…,row,vector,8)
+        row = np.arange(256).reshape(-1, 1)
+        rows = rows[:, :, :, row, np.arange(8) ^ row % 8]  # vector v at place v ^ (row % 8)
+        return np.ascontiguousarray(rows).reshape(o // 256, c // 64, 9, 256, 64)
     rows = weight.reshape(o // 32, 4, 4, 2, c // 32, 32, 9)  # channel 8t + 2j + e of each 32: (…,t,j,e,…)
     rows = rows.transpose(4, 6, 0, 2, 1, 3, 5)  # (C/32,9,O/32,j,t,e,32): row 8j + 2t + e
     return np.ascontiguousarray(rows).reshape(c // 32, 9, o, 32)
@@ -138,12 +155,21 @@ def pack_deform_weight(weight: np.ndarray) -> np.ndarray:
 class PluginExecutor(TensorRTExecutor):
     """The TensorRT executor with plugins for the operations named in `plugins`.
 
-    An operation whose sizes no kernel was built for is built from the composition, as all others are.
+    An operation whose sizes no kernel was built for is built from the composition, as all others are. `library` is the
+    one whose plugins these are.
     """
 
-    def __init__(self, network: Any, flavour: Flavour, plugins: Collection[str], layers: NativeLayers | None = None):
+    def __init__(
+        self,
+        network: Any,
+        flavour: Flavour,
+        plugins: Collection[str],
+        library: PluginLibrary,
+        layers: NativeLayers | None = None,
+    ):
         super().__init__(network, flavour, layers)
         self.plugins = frozenset(plugins)
+        self.library = library
 
     def _plugin(self, kind: str, name: str, inputs: Sequence[Any], *dtypes: str, **attributes):
         """A plugin layer; `dtypes` are the types of its outputs. Attributes are whole numbers, or floats."""
@@ -235,7 +261,9 @@ class PluginExecutor(TensorRTExecutor):
             return None
         weight_, mean_, var_, gain_, shift_ = (np.asarray(a, np.float64) for a in arrays)
         scale = gain_ / np.sqrt(var_ + eps)
-        packed = pack_deform_weight((weight_ * scale.reshape(-1, 1, 1, 1)).astype(x.dtype))
+        n, _, h, w = x.shape
+        layout = self.library.deform_conv_layout(n * h * w, c, o) if half else COMMON_LAYOUT
+        packed = pack_deform_weight((weight_ * scale.reshape(-1, 1, 1, 1)).astype(x.dtype), layout)
         bias = (shift_ - mean_ * scale).astype(np.float32)
         handle = self._plugin(
             "UniADDeformConv",
@@ -245,6 +273,7 @@ class PluginExecutor(TensorRTExecutor):
             stride=stride,
             padding=padding,
             relu=int(relu),
+            layout=layout,
         )
         return Tensor(handle, x.dtype, self.shape_of(handle))
 

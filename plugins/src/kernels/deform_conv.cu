@@ -2,7 +2,7 @@
 // tile of output pixels and channels; it samples 32 channels of one tap for its pixels into shared memory (the left
 // operand), while the weights of the step come by asynchronous copies, and multiplies the step before. No column buffer
 // exists. The loop runs over taps inside a group of 32 channels: the cells of neighbouring taps are then still in the
-// L1 cache.
+// L1 cache. Weights of UNIAD_LAYOUT_HOPPER go to deform_conv_sm90.cu.
 #include <cuda_runtime.h>
 
 #include "conv_device.cuh"
@@ -36,11 +36,9 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const unsigned (&a)[4]
 }
 
 /// Pixels x Outputs per block, split over WarpRows x WarpColumns warps; the registers are kept few enough for Resident
-/// blocks on a processor. With Strips a tile's pixels lie together (strip_place): their taps share more cells, of which
-/// the cache then holds more.
-template <int Pixels, int Outputs, int WarpRows, int WarpColumns, int Resident = 1, bool Strips = false>
+/// blocks on a processor.
+template <int Pixels, int Outputs, int WarpRows, int WarpColumns, int Resident = 1>
 struct ConvTile {
-    static constexpr bool kStrips = Strips;
     static constexpr int kPixels = Pixels, kOutputs = Outputs, kWarpColumns = WarpColumns;
     static constexpr int kResident = Resident;
     static constexpr int kThreads = 32 * WarpRows * WarpColumns;
@@ -58,16 +56,6 @@ struct ConvTile {
 /// Rows of 64 bytes, four vectors each; the swizzle keeps the eight rows of an ldmatrix in different banks.
 __device__ __forceinline__ unsigned swizzled(int row, int vector) {
     return row * 64 + ((vector ^ (row >> 1 & 3)) << 4);
-}
-
-/// The place in its map of the `index`th pixel.
-template <typename Tile>
-__device__ __forceinline__ uniad::Place place_of(const UniadDeformConv& a, int index) {
-    if constexpr (Tile::kStrips) {
-        return uniad::strip_place(index, a.out_height, a.out_width);
-    } else {
-        return {index / a.out_width, index % a.out_width};
-    }
 }
 
 template <typename Tile>
@@ -89,12 +77,12 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void deform_conv_k
         uint4 weights = {0, 0, 0, 0};
         unsigned cell = 0;
         if (pixel < all_pixels) {
-            const int image = pixel / pixels;
-            const uniad::Place place = place_of<Tile>(a, pixel % pixels);
+            const int image = pixel / pixels, place = pixel % pixels;
             const half_t* offset_mask = static_cast<const half_t*>(a.offset_mask) +
                                         static_cast<int64_t>(image) * a.offset_image +
-                                        static_cast<int64_t>(place.row * a.out_width + place.column) * a.offset_pixel;
-            const Tap tap = uniad::locate_tap(a, offset_mask, place.row, place.column, i % kTaps);
+                                        static_cast<int64_t>(place) * a.offset_pixel;
+            const Tap tap =
+                uniad::locate_tap(a, offset_mask, place / a.out_width, place % a.out_width, i % kTaps);
             weights.x = as_bits(__float2half2_rn(tap.weight[0]));
             weights.y = as_bits(__float2half2_rn(tap.weight[1]));
             weights.z = as_bits(__float2half2_rn(tap.weight[2]));
@@ -222,12 +210,8 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kResident) void deform_conv_k
                     }
                     packed[j] = as_bits(__floats2half2_rn(low, high));
                 }
-                int64_t at = pixel;
-                if constexpr (Tile::kStrips) {
-                    const uniad::Place place = place_of<Tile>(a, pixel % pixels);
-                    at = pixel - pixel % pixels + place.row * a.out_width + place.column;
-                }
-                half_t* out = static_cast<half_t*>(a.out) + at * a.out_channels + channel;
+                half_t* out =
+                    static_cast<half_t*>(a.out) + static_cast<int64_t>(pixel) * a.out_channels + channel;
                 *reinterpret_cast<uint4*>(out) = {packed[0], packed[1], packed[2], packed[3]};
             }
         }
@@ -302,7 +286,7 @@ extern "C" int uniad_deform_conv(const UniadDeformConv* arguments, int type, int
     const UniadDeformConv& a = *arguments;
     const auto stream = static_cast<cudaStream_t>(stream_);
     if (type == UNIAD_FLOAT32) {
-        if (variant != 0 || a.out_channels % uniad::kOutputsPerThread != 0) {
+        if (variant != 0 || a.layout != UNIAD_LAYOUT_COMMON || a.out_channels % uniad::kOutputsPerThread != 0) {
             return cudaErrorInvalidValue;
         }
         const int pixels = a.batch * a.out_height * a.out_width;
@@ -310,7 +294,10 @@ extern "C" int uniad_deform_conv(const UniadDeformConv* arguments, int type, int
         float_kernel<<<grid, kFloatThreads, 0, stream>>>(a);
         return cudaGetLastError();
     }
-    if (a.channels % kStepChannels != 0) {
+    if (a.layout == UNIAD_LAYOUT_HOPPER) {
+        return variant == 0 ? uniad::launch_deform_conv_sm90(a, stream) : cudaErrorInvalidValue;
+    }
+    if (a.layout != UNIAD_LAYOUT_COMMON || a.channels % kStepChannels != 0) {
         return cudaErrorInvalidValue;
     }
 #if defined(UNIAD_VARIANTS)
@@ -323,15 +310,13 @@ extern "C" int uniad_deform_conv(const UniadDeformConv* arguments, int type, int
         case 6: return launch<Wide>(a, stream);  // 512 channels
         case 7: return launch<ConvTile<48, 256, 1, 8, 3>>(a, stream);
         case 8: return launch<ConvTile<144, 256, 3, 8>>(a, stream);
-        case 9:
-        case 10:
-        case 11:
-        case 12: return uniad::launch_deform_conv_sm90(a, variant, stream);
-        case 13: return launch<ConvTile<64, 256, 1, 8, 2, true>>(a, stream);
-        case 14: return launch<ConvTile<128, 256, 2, 4, 1, true>>(a, stream);
-        case 15: return launch<ConvTile<144, 256, 3, 4, 1, true>>(a, stream);
         default: break;
     }
 #endif
     return variant == 0 ? launch_cheapest(a, stream) : cudaErrorInvalidValue;
+}
+
+extern "C" int uniad_deform_conv_layout(int cells, int channels, int out_channels) {
+    const bool hopper = uniad::hopper_fits(cells, channels, out_channels) && uniad::has_deform_conv_sm90();
+    return hopper ? UNIAD_LAYOUT_HOPPER : UNIAD_LAYOUT_COMMON;
 }

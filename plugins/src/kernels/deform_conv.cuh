@@ -93,26 +93,32 @@ UNIAD_HD void deform_conv_thread(const UniadDeformConv& a, int block_x, int bloc
     }
 }
 
-// The packed float16 weight: (C/32, 9, O, 32), each step of the kernel's loop in one piece. Inside each group of 32
+// A weight of UNIAD_LAYOUT_COMMON: (C/32, 9, O, 32), each step of the kernel's loop in one piece. Inside each group of 32
 // output channels the rows are permuted, so that the channels which one thread of an mma holds in four neighbouring
 // 8-column tiles follow each other: row 8 j + 2 t + e holds channel 8 t + 2 j + e (j, t < 4, e < 2).
 constexpr int kStepChannels = 32;
 
-/// The channel that a packed row holds.
+/// The channel that a row of such a weight holds.
 UNIAD_HD int packed_channel(int row) {
     const int in_group = row % 32, j = in_group / 8, t = in_group % 8 / 2, e = in_group % 2;
     return row - in_group + 8 * t + 2 * j + e;
 }
 
-// The Hopper kernel's packed weight: (O/256, C/64, 9, 256, 64), each step of its loop in one piece as it lies in shared
+// A weight of UNIAD_LAYOUT_HOPPER: (O/256, C/64, 9, 256, 64), each step of its loop in one piece as it lies in shared
 // memory: 16-byte vector v of a row at place v ^ (row % 8). A thread of the product holds rows g and g + 8 of two
 // blocks of 64 rows; these four hold neighbouring channels.
-constexpr int kHopperOutputs = 256, kHopperChannels = 64;
+constexpr int kHopperOutputs = UNIAD_HOPPER_OUTPUTS, kHopperChannels = UNIAD_HOPPER_CHANNELS;
 
-/// The channel that a row of the Hopper kernel's packed weight holds.
+/// The channel that a row of such a weight holds.
 UNIAD_HD int hopper_channel(int row) {
     const int group = row / 128, block = row / 64 % 2, warp = row / 16 % 4, half = row / 8 % 2;
     return 128 * group + 32 * warp + 4 * (row % 8) + 2 * block + half;
+}
+
+/// Whether the Hopper kernel takes a convolution of so many cells (N*H*W): it counts their bytes in 32 bits.
+inline bool hopper_fits(int64_t cells, int channels, int out_channels) {
+    const bool whole = channels % kHopperChannels == 0 && out_channels % kHopperOutputs == 0;
+    return whole && (cells * channels * 2) >> 32 == 0;
 }
 
 /// What a float16 tile asks of a processor (SM), and what a GPU has.

@@ -2,13 +2,11 @@
 // goes through tiles of 136 pixels and 256 output channels. Its warps have three roles:
 // - samplers fetch corners ahead of time, blend them and write samples (136 pixels x 64 channels of one tap) to a ring
 //   in shared memory;
-// - one warp keeps a ring of weight blocks (256 output channels x the same 64) filled by bulk copies, each block of a
-//   cluster copying a part of them to all;
+// - one warp keeps a ring of weight blocks (256 output channels x the same 64) filled by bulk copies;
 // - two warpgroups multiply, 128 output channels each.
 // The left operand is the weight, the right one the samples: the pixels of a tile are then a multiple of 8 instead of
 // 64. 136 is what gives each of 132 processors two tiles (6 x 58 x 100 pixels, 256 channels) or one (6 x 29 x 50, 512).
-// Where the library has no machine code of sm_90a the kernel is empty, and the launch refuses.
-#if defined(UNIAD_VARIANTS)
+// In machine code of other architectures the kernel is empty, and the launch refuses.
 #include <cuda_runtime.h>
 
 #include "conv_device.cuh"
@@ -37,26 +35,20 @@ constexpr int kTapBytes = kPixels * kTaps * 16, kPlaceBytes = 2 * kPixels * 4;
 // is the four warpgroups' share of the 65536.
 constexpr int kMultiplierRegisters = 168, kSamplerRegisters = 88;
 
-/// Stages of the two rings, blocks of a cluster, and who orders samples before products: the warps that write them, or
-/// the warps that read them (whose fence has no loads under way to wait for). What shared memory leaves is L1 cache, in
-/// which the cells of a tile's 64 channels should stay for nine taps (42 KB with offsets of 1.5 pixels): 92 or 60 KB.
-template <int SampleStages, int WeightStages, int Cluster, bool ReadersFence = false>
-struct Rings {
-    static constexpr int kSampleStages = SampleStages, kWeightStages = WeightStages, kCluster = Cluster;
-    static constexpr bool kReadersFence = ReadersFence;
-    static constexpr int kAlignment = 1024;  // of the swizzle
-    static constexpr int kShared =
-        kAlignment + WeightStages * kLeft + SampleStages * kRight + kTapBytes + kPlaceBytes;
-};
+// Stages of the two rings. What shared memory (153 KB) leaves is L1 cache, 92 KB, in which the cells of a tile's 64
+// channels should stay for nine taps (42 KB with offsets of 1.5 pixels).
+constexpr int kSampleStages = 4, kWeightStages = 2;
+constexpr int kAlignment = 1024;  // of the swizzle
+constexpr int kRings = kWeightStages * kLeft + kSampleStages * kRight;
+constexpr int kShared = kAlignment + kRings + kTapBytes + kPlaceBytes;
 
-/// Where the tiles lie: pixels change first, and their number is padded so that a cluster's blocks share their weights.
+/// Where the tiles lie: pixels change first.
 struct Tiles {
     int across, count, steps;
 };
 
-UNIAD_HD Tiles tiles_of(const UniadDeformConv& a, int cluster) {
-    const int pixels = a.batch * a.out_height * a.out_width;
-    const int across = ((pixels + kPixels - 1) / kPixels + cluster - 1) / cluster * cluster;
+UNIAD_HD Tiles tiles_of(const UniadDeformConv& a) {
+    const int pixels = a.batch * a.out_height * a.out_width, across = (pixels + kPixels - 1) / kPixels;
     return {across, across * (a.out_channels / kOutputs), a.channels / kChannels * kTaps};
 }
 
@@ -123,9 +115,8 @@ __device__ __forceinline__ void locate_taps(const UniadDeformConv& a, int index,
     places[in_tile] = image * pixels + at;
 }
 
-template <typename Ring>
 __device__ __forceinline__ void sample(const UniadDeformConv& a, const Shared& shared, int warp, int lane) {
-    const Tiles tiles = tiles_of(a, Ring::kCluster);
+    const Tiles tiles = tiles_of(a);
     const int vector = lane % 8, row = warp * 4 + lane / 8;  // of the pixel's 64 channels; pixel of the first unit
     const unsigned right = a.channels * 2;
     unsigned to[2];  // of even and odd units: 28 rows further, the swizzle changes by half of its 8 rows
@@ -187,15 +178,13 @@ __device__ __forceinline__ void sample(const UniadDeformConv& a, const Shared& s
                 }
                 finish(fetched[i % kAhead], taps + i / kWarpUnits * kPixels, i % kWarpUnits);
                 if (i % kWarpUnits == kWarpUnits - 1) {
-                    if (!Ring::kReadersFence) {
-                        uniad::publish_writes();
-                    }
+                    uniad::publish_writes();
                     __syncwarp();
                     if (lane == 0) {
                         uniad::arrive(shared.sample_full + stage * 8);
                     }
-                    full_turns += stage == Ring::kSampleStages - 1;
-                    stage = stage == Ring::kSampleStages - 1 ? 0 : stage + 1;
+                    full_turns += stage == kSampleStages - 1;
+                    stage = stage == kSampleStages - 1 ? 0 : stage + 1;
                 }
                 const int next = i + kAhead;
                 if (next < kAhead * kWarpUnits) {
@@ -212,26 +201,18 @@ __device__ __forceinline__ void sample(const UniadDeformConv& a, const Shared& s
 }
 
 /// One thread's work.
-template <typename Ring>
 __device__ __forceinline__ void copy_weights(const UniadDeformConv& a, const Shared& shared) {
-    const Tiles tiles = tiles_of(a, Ring::kCluster);
-    constexpr int kPart = kLeft / Ring::kCluster;
+    const Tiles tiles = tiles_of(a);
     int turn = 0;
     for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
         const char* from = static_cast<const char*>(a.weight) +
                            static_cast<int64_t>(tile / tiles.across) * tiles.steps * kLeft;
         for (int step = 0; step < tiles.steps; ++step, ++turn, from += kLeft) {
-            const int stage = turn % Ring::kWeightStages;
-            const unsigned to = shared.weights + stage * kLeft, full = shared.weight_full + stage * 8;
-            // Free in all blocks of the cluster, since this thread writes to all.
-            uniad::wait_for(shared.weight_empty + stage * 8, (turn / Ring::kWeightStages & 1) ^ 1);
+            const int stage = turn % kWeightStages;
+            const unsigned full = shared.weight_full + stage * 8;
+            uniad::wait_for(shared.weight_empty + stage * 8, (turn / kWeightStages & 1) ^ 1);
             uniad::arrive_expecting(full, kLeft);
-            if constexpr (Ring::kCluster == 1) {
-                uniad::copy_bulk(to, from, kLeft, full);
-            } else {
-                const unsigned part = uniad::block_in_cluster() * kPart;
-                uniad::copy_bulk_to_all(to + part, from + part, kPart, full, (1 << Ring::kCluster) - 1);
-            }
+            uniad::copy_bulk(shared.weights + stage * kLeft, from, kLeft, full);
         }
     }
 }
@@ -259,34 +240,24 @@ __device__ __forceinline__ void store_tile(const UniadDeformConv& a, const float
     }
 }
 
-template <typename Ring>
-__device__ __forceinline__ void multiply(const UniadDeformConv& a, const Shared& shared, int warp,
-                                         int lane) {
-    const Tiles tiles = tiles_of(a, Ring::kCluster);
+__device__ __forceinline__ void multiply(const UniadDeformConv& a, const Shared& shared, int warp, int lane) {
+    const Tiles tiles = tiles_of(a);
     const int group = warp / 4;  // of 128 output channels
     const auto release = [&](int turn) {
         if (lane == 0) {
-            uniad::arrive(shared.sample_empty + turn % Ring::kSampleStages * 8);
-        }
-        const unsigned empty = shared.weight_empty + turn % Ring::kWeightStages * 8;
-        if (Ring::kCluster == 1 && lane == 0) {
-            uniad::arrive(empty);
-        } else if (Ring::kCluster > 1 && lane < Ring::kCluster) {
-            uniad::arrive_at(empty, lane);
+            uniad::arrive(shared.sample_empty + turn % kSampleStages * 8);
+            uniad::arrive(shared.weight_empty + turn % kWeightStages * 8);
         }
     };
     int turn = 0, parity = 0;
     for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
         float sum[2][68];
         for (int step = 0; step < tiles.steps; ++step, ++turn) {
-            const int weight_stage = turn % Ring::kWeightStages, sample_stage = turn % Ring::kSampleStages;
-            uniad::wait_for(shared.weight_full + weight_stage * 8, turn / Ring::kWeightStages & 1);
-            uniad::wait_for(shared.sample_full + sample_stage * 8, turn / Ring::kSampleStages & 1);
+            const int weight_stage = turn % kWeightStages, sample_stage = turn % kSampleStages;
+            uniad::wait_for(shared.weight_full + weight_stage * 8, turn / kWeightStages & 1);
+            uniad::wait_for(shared.sample_full + sample_stage * 8, turn / kSampleStages & 1);
             const uint64_t left = uniad::describe_operand(shared.weights + weight_stage * kLeft + group * (kLeft / 2));
             const uint64_t right = uniad::describe_operand(shared.samples + sample_stage * kRight);
-            if (Ring::kReadersFence) {
-                uniad::publish_writes();
-            }
             uniad::pin(sum[0]);
             uniad::pin(sum[1]);
             uniad::begin_products();
@@ -316,115 +287,83 @@ __device__ __forceinline__ void multiply(const UniadDeformConv& a, const Shared&
 
 #endif  // UNIAD_SM90A
 
-template <typename Ring>
 __global__ __launch_bounds__(kThreads, 1) void deform_conv_kernel(const __grid_constant__ UniadDeformConv a) {
 #if defined(UNIAD_SM90A)
     extern __shared__ char dynamic[];
-    __shared__ uint64_t barriers[2 * (Ring::kSampleStages + Ring::kWeightStages)];  // offered() looks for them
+    __shared__ uint64_t barriers[2 * (kSampleStages + kWeightStages)];  // has_deform_conv_sm90 looks for them
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;  // warp: uniform to the compiler
     const unsigned start = uniad::shared_address(dynamic);
-    const unsigned padding = (start + Ring::kAlignment - 1) / Ring::kAlignment * Ring::kAlignment - start;
-    constexpr int kRings = Ring::kWeightStages * kLeft + Ring::kSampleStages * kRight;
+    const unsigned padding = (start + kAlignment - 1) / kAlignment * kAlignment - start;
     Shared shared;
     shared.weights = start + padding;
-    shared.samples = shared.weights + Ring::kWeightStages * kLeft;
+    shared.samples = shared.weights + kWeightStages * kLeft;
     shared.taps = reinterpret_cast<PackedTap*>(dynamic + padding + kRings);
     shared.places = reinterpret_cast<unsigned*>(dynamic + padding + kRings + kTapBytes);
     shared.sample_full = uniad::shared_address(barriers);
-    shared.sample_empty = shared.sample_full + Ring::kSampleStages * 8;
-    shared.weight_full = shared.sample_empty + Ring::kSampleStages * 8;
-    shared.weight_empty = shared.weight_full + Ring::kWeightStages * 8;
+    shared.sample_empty = shared.sample_full + kSampleStages * 8;
+    shared.weight_full = shared.sample_empty + kSampleStages * 8;
+    shared.weight_empty = shared.weight_full + kWeightStages * 8;
     if (threadIdx.x == 0) {  // arrivals: one of each warp, or of the thread that copies
-        for (int i = 0; i < Ring::kSampleStages; ++i) {
+        for (int i = 0; i < kSampleStages; ++i) {
             uniad::init_barrier(shared.sample_full + i * 8, kSamplers);
             uniad::init_barrier(shared.sample_empty + i * 8, kMultipliers);
         }
-        for (int i = 0; i < Ring::kWeightStages; ++i) {
+        for (int i = 0; i < kWeightStages; ++i) {
             uniad::init_barrier(shared.weight_full + i * 8, 1);
-            uniad::init_barrier(shared.weight_empty + i * 8, kMultipliers * Ring::kCluster);
+            uniad::init_barrier(shared.weight_empty + i * 8, kMultipliers);
         }
         uniad::publish_barriers();
     }
     __syncthreads();
-    if constexpr (Ring::kCluster > 1) {
-        uniad::sync_cluster();
-    }
     if (warp < kFirstMultiplier) {
         uniad::give_registers<kSamplerRegisters>();
         if (warp < kSamplers) {
-            sample<Ring>(a, shared, warp, lane);
+            sample(a, shared, warp, lane);
         } else if (lane == 0) {
-            copy_weights<Ring>(a, shared);
+            copy_weights(a, shared);
         }
     } else {
         uniad::take_registers<kMultiplierRegisters>();
-        multiply<Ring>(a, shared, warp - kFirstMultiplier, lane);
-    }
-    if constexpr (Ring::kCluster > 1) {
-        uniad::sync_cluster();  // no block leaves while another may still arrive at its barriers
+        multiply(a, shared, warp - kFirstMultiplier, lane);
     }
 #endif
-}
-
-/// Whether the current device runs machine code of sm_90a: all other has an empty kernel without shared memory.
-template <typename Ring>
-cudaError_t offered() {
-    cudaFuncAttributes attributes;
-    const cudaError_t error = cudaFuncGetAttributes(&attributes, deform_conv_kernel<Ring>);
-    return error == cudaSuccess && attributes.sharedSizeBytes == 0 ? cudaErrorInvalidValue : error;
-}
-
-template <typename Ring>
-int launch(const UniadDeformConv& a, cudaStream_t stream) {
-    const int64_t input_bytes = static_cast<int64_t>(a.batch) * a.height * a.width * a.channels * 2;
-    if (a.channels % kChannels != 0 || a.out_channels % kOutputs != 0 || input_bytes >> 32 != 0) {
-        return cudaErrorInvalidValue;
-    }
-    constexpr int kProcessorShared = 228 << 10, kReserved = 1 << 10;
-    constexpr int kPercent = ((Ring::kShared + 2 * kReserved) * 100 + kProcessorShared - 1) / kProcessorShared;
-    int device = 0, processors = 0;
-    cudaError_t error = offered<Ring>();
-    const auto then = [&](auto&& call) { error = error == cudaSuccess ? call() : error; };
-    const auto set = [](cudaFuncAttribute attribute, int value) {
-        return cudaFuncSetAttribute(deform_conv_kernel<Ring>, attribute, value);
-    };
-    then([&] { return cudaGetDevice(&device); });
-    then([&] { return cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device); });
-    then([&] { return set(cudaFuncAttributeMaxDynamicSharedMemorySize, Ring::kShared); });
-    then([&] { return set(cudaFuncAttributePreferredSharedMemoryCarveout, kPercent); });  // the rest is L1
-    if (error != cudaSuccess) {
-        return error;
-    }
-    const int count = tiles_of(a, Ring::kCluster).count;
-    const int resident = processors / Ring::kCluster * Ring::kCluster;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(count < resident ? count : resident);
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = Ring::kShared;
-    config.stream = stream;
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = Ring::kCluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, deform_conv_kernel<Ring>, a);
 }
 
 }  // namespace
 
 namespace uniad {
 
-int launch_deform_conv_sm90(const UniadDeformConv& a, int variant, cudaStream_t stream) {
-    switch (variant) {
-        case 9: return launch<Rings<4, 2, 1>>(a, stream);
-        case 10: return launch<Rings<4, 2, 2>>(a, stream);
-        case 11: return launch<Rings<3, 3, 2>>(a, stream);
-        case 12: return launch<Rings<4, 2, 2, true>>(a, stream);
-        default: return cudaErrorInvalidValue;
+bool has_deform_conv_sm90() {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, deform_conv_kernel);
+    cudaGetLastError();  // a failed query must not be taken for a later launch's failure
+    return error == cudaSuccess && attributes.sharedSizeBytes > 0;  // the empty kernel has no barriers
+}
+
+int launch_deform_conv_sm90(const UniadDeformConv& a, cudaStream_t stream) {
+    if (!hopper_fits(static_cast<int64_t>(a.batch) * a.height * a.width, a.channels, a.out_channels)) {
+        return cudaErrorInvalidValue;
     }
+    if (!has_deform_conv_sm90()) {
+        return cudaErrorNoKernelImageForDevice;
+    }
+    constexpr int kProcessorShared = 228 << 10, kReserved = 1 << 10;
+    constexpr int kPercent = ((kShared + 2 * kReserved) * 100 + kProcessorShared - 1) / kProcessorShared;
+    int device = 0, processors = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const auto then = [&](auto&& call) { error = error == cudaSuccess ? call() : error; };
+    const auto set = [](cudaFuncAttribute attribute, int value) {
+        return cudaFuncSetAttribute(deform_conv_kernel, attribute, value);
+    };
+    then([&] { return cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device); });
+    then([&] { return set(cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); });
+    then([&] { return set(cudaFuncAttributePreferredSharedMemoryCarveout, kPercent); });  // the rest is L1
+    if (error != cudaSuccess) {
+        return error;
+    }
+    const int count = tiles_of(a).count;
+    deform_conv_kernel<<<count < processors ? count : processors, kThreads, kShared, stream>>>(a);
+    return cudaGetLastError();
 }
 
 }  // namespace uniad
-
-#endif  // UNIAD_VARIANTS

@@ -7,8 +7,11 @@
 
 namespace uniad {
 
-/// float16, C a multiple of 64 and O of 256, the weight packed by kernel_calls.pack_hopper_weight.
-/// cudaErrorInvalidValue for other sizes and where the library has no machine code of sm_90a.
-int launch_deform_conv_sm90(const UniadDeformConv& arguments, int variant, cudaStream_t stream);
+/// Whether the library has the kernel for the current device: machine code of sm_90a, on compute capability 9.0.
+bool has_deform_conv_sm90();
+
+/// float16 with a weight of UNIAD_LAYOUT_HOPPER. cudaErrorInvalidValue where hopper_fits says no,
+/// cudaErrorNoKernelImageForDevice where has_deform_conv_sm90 does.
+int launch_deform_conv_sm90(const UniadDeformConv& arguments, cudaStream_t stream);
 
 }  // namespace uniad

@@ -13,23 +13,13 @@ __device__ __forceinline__ void init_barrier(unsigned barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals));
 }
 
-/// Makes the barriers' first state known to the copy engine and to the cluster; a barrier of the threads must follow.
+/// Makes the barriers' first state known to the copy engine; a barrier of the threads must follow.
 __device__ __forceinline__ void publish_barriers() {
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
 
 __device__ __forceinline__ void arrive(unsigned barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-
-/// Arrives at the barrier of the same place in a block of the cluster.
-__device__ __forceinline__ void arrive_at(unsigned barrier, unsigned block) {
-    asm volatile(
-        "{\n.reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
-        "r"(block)
-        : "memory");
 }
 
 /// Arrives, and lets the phase end only when so many bytes have been copied.
@@ -59,28 +49,8 @@ __device__ __forceinline__ void copy_bulk(unsigned to, const void* from, unsigne
         : "memory");
 }
 
-/// Copies to the same place in the blocks of `mask`; in each of them its own barrier counts the bytes.
-__device__ __forceinline__ void copy_bulk_to_all(unsigned to, const void* from, unsigned bytes, unsigned barrier,
-                                                 uint16_t mask) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
-        "%4;\n" ::"r"(to),
-        "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
-        : "memory");
-}
-
 /// This thread's ordinary writes to shared memory come before what the tensor cores read after the next barrier.
 __device__ __forceinline__ void publish_writes() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
-
-__device__ __forceinline__ unsigned block_in_cluster() {
-    unsigned rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-    return rank;
-}
-
-__device__ __forceinline__ void sync_cluster() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
-}
 
 /// A barrier of some of a block's warps, `threads` in all; 0 is __syncthreads'.
 template <int kBarrier, int kThreads>
