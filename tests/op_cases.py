@@ -422,6 +422,34 @@ case("attention blocked", V.attention, fused_attention, lambda q, k, v, b: V.att
      QUERY, KEY, VALUES, HIDDEN)
 LONG = (normal(2, 130, 4), normal(2, 140, 4), normal(2, 140, 4), _random.random((1, 140)) < 0.5)
 case("attention long", V.attention, fused_attention, lambda q, k, v, b: V.attention(q, k, v), *LONG)
+
+
+def grouped_attention(x, memory):
+    """Queries (N,P,8) attend within their group, then all of them to memory (K,8), as the motion head's do."""
+
+    def heads(t):
+        return F.transpose(F.view(t, (*t.shape[:-1], 2, 4)), -3, -2)
+
+    def joined(t):
+        return F.view(F.transpose(t, -3, -2), (*t.shape[:-3], -1, 8))
+
+    inside = x + joined(V.attention(*[heads(x)] * 3))
+    flat = V.after(F.view(inside, (-1, 8)))
+    flat = V.after(flat + joined(V.attention(heads(flat), *[heads(memory)] * 2)))
+    return F.view(flat, x.shape)
+
+
+def grouped_reference(t, x, memory):
+    def attend(q, k):
+        q, k = (y.unflatten(-1, (2, 4)).transpose(-3, -2) for y in (q, k))
+        return ((q @ k.mT / 2).softmax(-1) @ k).transpose(-3, -2).flatten(-2)
+
+    x = x + attend(x, x)
+    return x + attend(x, memory)
+
+
+case("attention of groups, then of all", grouped_attention, grouped_reference,
+     lambda x, m: grouped_attention(F.transpose(x, 0, 1), m), normal(5, 5, 8), normal(7, 8))
 SHAPES = ((6, 8), (3, 4))  # two levels, 48 + 12 cells
 VALUE = normal(2, 60, 2, 4)  # (B,S,M,C)
 POINTS, BOXES = (

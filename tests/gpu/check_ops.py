@@ -88,12 +88,20 @@ def execute(plan: bytes, flavour: Flavour, inputs: dict[str, np.ndarray]) -> dic
     return outputs
 
 
-def judge(index: int, dtype: str, outputs: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> dict:
-    """Error and allowance of one case: of the result that comes closest to its allowance."""
+def judge(
+    index: int, dtype: str, outputs: dict[str, np.ndarray], references: dict[str, np.ndarray], rounding: float = 0.0
+) -> dict:
+    """Error and allowance of one case: of the result that comes closest to its allowance.
+
+    Args:
+        rounding: of float32 results, relative to the largest: what is allowed besides.
+    """
     worst = {"error": 0.0, "allowed": 0.0, "share": 0.0}
     for n in range(sum(name.startswith(f"{index}.out") for name in references)):
         wanted = references[f"{index}.out{n}"]
         error, allowed = max_error(outputs[f"{index}.out{n}"], wanted), CASES[index].allowed(dtype, wanted)
+        if outputs[f"{index}.out{n}"].dtype == np.float32:
+            allowed += rounding * float(np.abs(wanted).max(initial=0.0))
         share = error / allowed if allowed else float("inf") if error else 0.0
         if n == 0 or share > worst["share"]:
             worst = {"error": error, "allowed": allowed, "share": share}
@@ -117,7 +125,9 @@ def check_group(dtype: str, indices: list[int], args: argparse.Namespace) -> lis
     outputs = execute(engine.plan, flavour, op_engines.input_arrays(indices, dtype))
     device = {"device": cuda.device_name(), "tensorrt": f"{args.backend} {flavour.version}", "seconds": seconds}
     device["functional"] = engine.functional
-    return [{**device, **judge(index, dtype, outputs, references)} for index in indices]
+    # Between the regions that it compiles, 8.6 may keep float32 as float16 (tests/gpu/README.md).
+    rounding = 0.0 if flavour.strongly_typed or dtype == "float32" else 2.0**-11
+    return [{**device, **judge(index, dtype, outputs, references, rounding)} for index in indices]
 
 
 def run_in_child(dtype: str, indices: list[int], args: argparse.Namespace, work: str) -> list[dict] | str:

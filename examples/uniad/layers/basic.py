@@ -121,17 +121,17 @@ class MultiheadAttention(Module):
         self.out_proj = Linear(embed_dims, embed_dims)
         self.embed_dims, self.num_heads = embed_dims, num_heads
 
-    def _project(self, x: Tensor, part: int) -> Tensor:
-        """(…,L,D) -> (…,heads,L,D/heads) by the query (0), key (1) or value (2) third of in_proj."""
+    def project(self, x: Tensor, part: int) -> Tensor:
+        """(…,L,D) -> (…,L,heads,D/heads) by the query (0), key (1) or value (2) third of in_proj."""
         d, m = self.embed_dims, self.num_heads
         weight = F.narrow(self.in_proj_weight.value, 0, part * d, d)
         bias = F.narrow(self.in_proj_bias.value, 0, part * d, d)
         y = V.linear(x, weight, bias)  # (…,L,D)
-        y = F.view(y, (*x.shape[:-1], m, d // m), False)  # (…,L,heads,D/heads)
-        return F.transpose(y, -3, -2)  # (…,heads,L,D/heads)
+        return F.view(y, (*x.shape[:-1], m, d // m), False)  # (…,L,heads,D/heads)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
-        q, k, v = self._project(query, 0), self._project(key, 1), self._project(value, 2)
+        parts = (self.project(x, part) for part, x in enumerate((query, key, value)))
+        q, k, v = (F.transpose(x, -3, -2) for x in parts)  # (…,heads,L,D/heads)
         out = V.attention(q, k, v, blocked)  # (…,heads,Q,D/heads)
         out = F.view(F.transpose(out, -3, -2), query.shape, False)  # (…,Q,D)
         return self.out_proj(out)

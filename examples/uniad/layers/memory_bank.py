@@ -10,6 +10,7 @@ from config import UniADConfig
 from layers.basic import LayerNorm, Linear, MultiheadAttention
 from trtllm import Module, Tensor
 from trtllm import functional as F
+from trtllm import vision as V
 
 
 class MemoryBank(Module):
@@ -54,9 +55,20 @@ class MemoryBank(Module):
 
     def _attend(self, embedding: Tensor, mem_bank: Tensor, padding_mask: Tensor) -> Tensor:
         """(T,D): tracks whose newest slot is filled look at their slots; the others stay as they are."""
-        blocked = F.unsqueeze(F.unsqueeze(padding_mask, 1), 1)  # (T,1,1,M)
-        seen = self.temporal_attn(F.unsqueeze(embedding, 1), mem_bank, mem_bank, blocked)  # (T,1,D)
-        x = self.temporal_norm1(embedding + F.squeeze(seen, 1))
+        x = self.temporal_norm1(embedding + self._recall(embedding, mem_bank, padding_mask))
         x = self.temporal_norm2(x + self.temporal_fc2(F.relu(self.temporal_fc1(x))))
         nothing = F.narrow(padding_mask, 1, self.length - 1, 1)  # (T,1)
         return F.where(nothing, embedding, x)
+
+    def _recall(self, embedding: Tensor, mem_bank: Tensor, padding_mask: Tensor) -> Tensor:
+        """(T,D): temporal_attn with one query and M keys for each track, element by element.
+
+        As matrix products of one row each, TensorRT 8.6 compiles it into a region that gives wrong weights.
+        """
+        attn = self.temporal_attn
+        query = F.unsqueeze(attn.project(embedding, 0), 1)  # (T,1,heads,D/heads)
+        key, value = attn.project(mem_bank, 1), attn.project(mem_bank, 2)  # (T,M,heads,D/heads)
+        logits = F.sum(query * query.shape[-1] ** -0.5 * key, -1)  # (T,M,heads)
+        weights = F.softmax(F.where(F.unsqueeze(padding_mask, 2), V.BLOCKED, logits), 1)  # (T,M,heads)
+        seen = F.sum(F.unsqueeze(weights, 3) * value, 1)  # (T,heads,D/heads)
+        return attn.out_proj(F.view(seen, embedding.shape))  # (T,D)

@@ -15,6 +15,7 @@ from layers.basic import TransformerDecoderLayer, TransformerEncoderLayer, mlp
 from layers.motion_deform_attn import MotionTransformerAttentionLayer
 from trtllm import Module, ModuleList, Tensor, net_dtype, tap
 from trtllm import functional as F
+from trtllm import vision as V
 
 UPSTREAM_PI = 3.1415953  # not pi: the released weights were trained with the original's digits
 
@@ -54,15 +55,16 @@ class SharedMemoryDecoderLayer(TransformerDecoderLayer):
     """A decoder layer whose groups of queries all read one memory: tgt (N,P,D), memory (K,D) -> (N,P,D).
 
     Self-attention stays within a group; cross-attention takes all N*P queries at once, so that the memory is
-    projected once and the products are few and large.
+    projected once and the products are few and large. Between the two shapes stands vision.after: where they are in
+    one region, TensorRT 8.6 gives the cross-attention's rows in the order of a (P,N,D).
     """
 
     def forward(self, tgt: Tensor, memory: Tensor, memory_blocked: Tensor | None = None) -> Tensor:
         x = self.norm1(tgt + self.self_attn(tgt, tgt, tgt))
-        x = F.view(x, (-1, tgt.shape[-1]))  # (NP,D)
+        x = V.after(F.view(x, (-1, tgt.shape[-1])))  # (NP,D)
         x = self.norm2(x + self.multihead_attn(x, memory, memory, memory_blocked))
-        x = self.norm3(x + self.linear2(F.relu(self.linear1(x))))
-        return F.view(x, tgt.shape)
+        x = V.after(self.norm3(x + self.linear2(F.relu(self.linear1(x)))))
+        return F.view(x, tgt.shape)  # (N,P,D)
 
 
 class Interaction(Module):

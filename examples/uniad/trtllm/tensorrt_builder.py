@@ -93,7 +93,7 @@ def build_engine(
         if outputs is None or name in outputs:
             executor.output(tensor, name)
     config = builder.create_builder_config()
-    selector = flavour.configure(config, options.compute_capabilities, options.dtype, executor.types)
+    flavour.configure(config, options.compute_capabilities, options.dtype)
     monitor = _configure(config, flavour, options)
     if options.timing_cache is not None:
         if flavour.rtx:
@@ -105,7 +105,7 @@ def build_engine(
     if plan is None:
         raise UniADError(_build_failure(flavour))
     engine = Engine(bytes(plan), describe_layers(definition), executor.layers.name)
-    del monitor, selector, executor  # they had to live until here
+    del monitor, executor  # both had to live until here
     return engine
 
 

@@ -37,7 +37,7 @@ class TensorRTExecutor:
         self.layers = layers or NativeLayers(network, flavour)
         self._path = ""
         self._names: collections.Counter[str] = collections.Counter()
-        self.types: dict[str, str] = {}  # tensor name -> type; 8.6 does not know all of them before the build
+        self._types: dict[str, str] = {}  # tensor name -> type; 8.6 does not know all of them before the build
         self._constants: dict[Any, Any] = {}
         self._buffers: list[np.ndarray] = []
 
@@ -58,7 +58,7 @@ class TensorRTExecutor:
         if handle is None:
             raise UniADError(f"input {name}: TensorRT refuses it: {self.flavour.logger.last()}")
         self.flavour.declare_border(handle, dtype)
-        self.types[name] = dtype
+        self._types[name] = dtype
         return Tensor(handle, dtype, tuple(shape))
 
     def output(self, tensor: Tensor, name: str) -> None:
@@ -69,7 +69,7 @@ class TensorRTExecutor:
         self.flavour.declare_border(handle, tensor.dtype)
 
     def _type(self, x) -> str:
-        return self.types[x.name]
+        return self._types[x.name]
 
     def _add(self, layer: Any, op: str, *dtypes: str, compute: str | None = None, name: str = "") -> Any:
         """Name a new layer and its outputs, and hold it to its types: the one place where that is done.
@@ -91,7 +91,7 @@ class TensorRTExecutor:
         for index, dtype in enumerate(dtypes):
             tensor = layer.get_output(index)
             tensor.name = f"{name}:{index}" if index else name
-            self.types[tensor.name] = dtype
+            self._types[tensor.name] = dtype
             try:
                 self.shape_of(tensor)
             except (RuntimeError, ValueError):

@@ -2,7 +2,7 @@
 
 | | types | where it builds |
 |---|---|---|
-| 8.6 | constraints per layer that computes; between layers: tensorrt_formats.py | on the GPU that runs the engine |
+| 8.6 | precision constraints per layer that computes | on the GPU that runs the engine |
 | 10.x, 11.x | strongly typed | on the GPU that runs the engine |
 | TensorRT for RTX | strongly typed | anywhere, for stated compute capabilities; kernels are compiled where it runs |
 """
@@ -10,11 +10,10 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from errors import UniADError
-from trtllm.tensorrt_formats import make_selector
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # backend -> Python module
 _TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
@@ -119,26 +118,21 @@ class Flavour:
         add = getattr(network, "add_normalization_v2", None) or network.add_normalization
         return add(x, scale, bias, axes)
 
-    def configure(self, config: Any, compute_capabilities: Sequence[str], dtype: str, types: Mapping[str, str]) -> Any:
+    def configure(self, config: Any, compute_capabilities: Sequence[str], dtype: str = "float16") -> None:
         """Set what every build has: no TF32, the types as constrained, the GPUs to build for.
 
         Args:
             dtype: the network's type. A float32 network of 8.6 has nothing to constrain: TensorRT chooses nothing else
                 where it isn't allowed to.
-            types: the type of each layer's first output, by the layer's name.
-
-        Returns:
-            What must live until the engine is built.
 
         Raises:
             UniADError: this flavour can't build for one of the compute capabilities.
         """
-        flags, selector = self.trt.BuilderFlag, None
+        flags = self.trt.BuilderFlag
         config.clear_flag(flags.TF32)  # rotations, cumulative sums and ids need all 24 bits
         if not self.strongly_typed and dtype == "float16":
             config.set_flag(flags.FP16)
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-            config.algorithm_selector = selector = make_selector(self.trt, types)
         if not self.strongly_typed:
             # 8.6 takes its own kernels, but hands every plugin the handles of cuBLAS and cuDNN and wants both installed
             # for it. Ours need neither.
@@ -146,7 +140,7 @@ class Flavour:
             own = [name for name in sources if not name.startswith(("CUBLAS", "CUDNN"))]
             config.set_tactic_sources(sum(1 << int(sources[name]) for name in own))
         if not self.rtx:
-            return selector  # it builds for the GPU that it runs on
+            return  # it builds for the GPU that it runs on
         known = self.trt.ComputeCapability.__members__
         config.num_compute_capabilities = len(compute_capabilities)
         for index, target in enumerate(compute_capabilities):
@@ -154,7 +148,6 @@ class Flavour:
             if name not in known or not config.set_compute_capability(known[name], index):
                 names = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
                 raise UniADError(f"{self.backend} {self.version} can't build for {target}: it knows {names}")
-        return selector
 
     def scratch_bytes(self, engine: Any) -> int:
         """Device memory that one execution context needs, besides the engine's own."""
