@@ -60,6 +60,10 @@ def run_head(head, frame, slots=24, fill=np.nan, tracks=None, all_valid=False, s
             const(frame["seg.query_pos"][0], dtype),
         )
         taps = {key: value(tensor) for key, tensor in network.taps.items()}
+    position = taps.pop("motion.track_query_pos")
+    # All others have a row for each mode of each agent, or group.
+    taps = {key: array.reshape(-1, CONFIG.predict_modes, *array.shape[1:]) for key, array in taps.items()}
+    taps["motion.track_query_pos"] = position
     taps = {key: array[rows] if len(array) == slots + 1 else array for key, array in taps.items()}
     arrays = {key: value(tensor) for key, tensor in out._asdict().items()}
     for key in ("traj", "traj_scores", "traj_query", "track_query", "track_query_pos"):
@@ -85,8 +89,10 @@ def test_motion_deformable_attention():
 
     def run(step):
         goal = op["reference_trajs"][0, :, :, step, 0] + op["boxes_3d"][:, None, :2]
-        query, pos, bev = const(op["query"][0]), const(op["query_pos"][0]), const(op["value"][:, 0])
-        return value(attention(query, pos, bev, const(goal)))
+        query = op["query"][0]
+        pos = np.broadcast_to(op["query_pos"][0], query.shape)
+        rows = (const(x.reshape(-1, x.shape[-1])) for x in (query, pos, op["value"], goal))
+        return value(attention(*rows)).reshape(query.shape)
 
     with torch_network():
         assert_close(run(-1), op["out"][0], QUERY_ATOL, "motion_deform_attn")

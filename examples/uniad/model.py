@@ -77,12 +77,11 @@ class UniAD(Module):
             active, sdc = tracks.active, tracks.sdc
             motion = self.motion_head(
                 V.after(active.embedding, latest), active.boxes, active.labels, active.valid,
-                sdc.embedding, sdc.boxes, sdc.labels, bev_embed, lane_query, lane_query_pos,
+                sdc.embedding, sdc.boxes, sdc.labels, V.after(bev_embed, latest), lane_query, lane_query_pos,
             )  # fmt: skip
             outputs |= {"traj": motion.traj, "traj_scores": motion.traj_scores}
             latest = motion.traj
             if "occ" in self.tasks:
-                motion = motion._replace(traj_query=V.after(motion.traj_query))
                 outputs |= self._occupancy(bev_embed, motion, active.scores)
                 latest = outputs["occ_seg"]
             if "plan" in self.tasks:

@@ -136,6 +136,15 @@ class MultiheadAttention(Module):
         out = F.view(F.transpose(out, -3, -2), query.shape, False)  # (…,Q,D)
         return self.out_proj(out)
 
+    def within(self, x: Tensor, size: int) -> Tensor:
+        """Attention of rows (N*size,D) to the rows of their own group of `size` -> (N*size,D)."""
+        parts = (
+            F.view(self.project(x, part), (-1, size, self.num_heads, x.shape[1] // self.num_heads)) for part in range(3)
+        )
+        q, k, v = (F.transpose(y, 1, 2) for y in parts)  # (N,heads,size,D/heads)
+        out = F.transpose(V.attention(q, k, v), 1, 2)  # (N,size,heads,D/heads)
+        return self.out_proj(F.view(out, x.shape))  # (N*size,D)
+
 
 class MmcvMultiheadAttention(Module):
     """mmcv's wrapper: adds positions to query and key, and the query (without position) as residual. Key `attn`."""
@@ -176,7 +185,7 @@ class TransformerDecoderLayer(Module):
 
 
 class TransformerEncoderLayer(Module):
-    """torch.nn.TransformerEncoderLayer, post-norm, ReLU: (…,L,D) -> (…,L,D)."""
+    """torch.nn.TransformerEncoderLayer, post-norm, ReLU, for rows (N*size,D) in groups of `size` -> (N*size,D)."""
 
     def __init__(self, embed_dims: int, num_heads: int, feedforward_channels: int):
         super().__init__()
@@ -185,8 +194,8 @@ class TransformerEncoderLayer(Module):
         self.linear2 = Linear(feedforward_channels, embed_dims)
         self.norm1, self.norm2 = LayerNorm(embed_dims), LayerNorm(embed_dims)
 
-    def forward(self, x: Tensor, blocked: Tensor | None = None) -> Tensor:
-        x = self.norm1(x + self.self_attn(x, x, x, blocked))
+    def forward(self, x: Tensor, size: int) -> Tensor:
+        x = self.norm1(x + self.self_attn.within(x, size))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
 
 

@@ -29,31 +29,30 @@ class MotionDeformableAttention(Module):
         """Attend around `goal`, then add the query (without its position) as residual.
 
         Args:
-            query: (N,P,D), P modes of N agents.
-            query_pos: broadcastable to query.
+            query, query_pos: (R,D), a row for each mode of each agent.
             bev_embed: (B,D), index y * bev_w + x.
-            goal: float32 (N,P,2), x, y of the last trajectory point in the ego's frame, metres.
+            goal: float32 (R,2), x, y of the last trajectory point in the ego's frame, metres.
 
         Returns:
-            (N,P,D).
+            (R,D).
         """
         c = self.config
-        (n, modes, d), heads, steps, points = query.shape, c.num_heads, c.predict_steps, c.num_points
-        placed = F.view(query + query_pos, (n * modes, d))  # (NP,D)
-        # The rows are ordered head, step, point; the sampling takes each step as a query of its own.
-        offsets = F.view(self.sampling_offsets(placed), (n * modes, heads, steps, points * 2))
-        offsets = F.view(F.transpose(offsets, 1, 2), (1, n * modes * steps, heads, 1, points, 2))
-        logits = F.view(self.attention_weights(placed), (n * modes, heads, steps, points))
-        logits = F.view(F.transpose(logits, 1, 2), (1, n * modes * steps, heads, points))
+        (rows, d), heads, steps, points = query.shape, c.num_heads, c.predict_steps, c.num_points
+        placed = query + query_pos
+        # The channels are ordered head, step, point; the sampling takes each step as a query of its own.
+        offsets = F.view(self.sampling_offsets(placed), (rows, heads, steps, points * 2))
+        offsets = F.view(F.transpose(offsets, 1, 2), (1, rows * steps, heads, 1, points, 2))
+        logits = F.view(self.attention_weights(placed), (rows, heads, steps, points))
+        logits = F.view(F.transpose(logits, 1, 2), (1, rows * steps, heads, points))
         value = F.view(self.value_proj(bev_embed), (1, c.bev_h * c.bev_w, heads, d // heads))
-        reference = F.view(normalise_range(goal, c.pc_range), (1, n * modes, 1, 2))
-        reference = F.repeat_interleave(reference, steps, 1)  # (1,NP*steps,1,2)
-        out = V.deformable_attention(value, reference, offsets, logits, [(c.bev_h, c.bev_w)])  # (1,NP*steps,D)
-        return query + self.output_proj(F.view(out, (n, modes, steps * d)))
+        reference = F.view(normalise_range(goal, c.pc_range), (1, rows, 1, 2))
+        reference = F.repeat_interleave(reference, steps, 1)  # (1,R*steps,1,2)
+        out = V.deformable_attention(value, reference, offsets, logits, [(c.bev_h, c.bev_w)])  # (1,R*steps,D)
+        return query + self.output_proj(F.view(out, (rows, steps * d)))
 
 
 class MotionTransformerAttentionLayer(Module):
-    """Attention around the goal, norm, feed-forward, norm: (N,P,D) -> (N,P,D)."""
+    """Attention around the goal, norm, feed-forward, norm: (R,D) -> (R,D)."""
 
     def __init__(self, config: UniADConfig):
         super().__init__()

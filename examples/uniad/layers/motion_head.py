@@ -13,6 +13,7 @@ from layers.basic import Embedding, mlp, normalise_range
 from layers.motion_transformer import UPSTREAM_PI, GoalEmbedding, MotionTransformerDecoder, pos2posemb2d, rotation
 from trtllm import Module, ModuleList, Parameter, Tensor, net_dtype, tap
 from trtllm import functional as F
+from trtllm import vision as V
 
 
 class MotionOutput(NamedTuple):
@@ -55,7 +56,7 @@ class MotionHead(Module):
         return F.split(sines, [p.shape[0] for p in points], 0)
 
     def embed_goals(self, agent: Tensor, ego: Tensor, offset: Tensor) -> GoalEmbedding:
-        """Embed goals, each float32 (N,P,2) in metres: in the agent's frame, the ego's, the ego's axes at the agent."""
+        """Embed goals, each float32 (R,2) in metres: in the agent's frame, the ego's, the ego's axes at the agent."""
         agent, ego, offset = self._sines(agent, ego, offset)
         return GoalEmbedding(
             self.agent_level_embedding_layer(agent),
@@ -104,27 +105,32 @@ class MotionHead(Module):
         agent_labels = F.concat([labels, sdc_label], 0)  # (A+1)
         agent_valid = F.concat([valid, F.constant(np.ones(1, bool))], 0)  # (A+1)
         centre = F.narrow(boxes, 1, 0, 2)  # (A+1,2)
-        to_ego_axes = rotation(F.select(boxes, 1, 6) - UPSTREAM_PI)  # A+1 agents
         track_query_pos = self.boxes_query_embedding_layer(*self._sines(centre))  # (A+1,D)
 
         # Of an anchor only its end, the goal, is used. What depends on the group alone is computed per group.
-        group = F.index_select(self._class_table(self.config.group_id_list), 0, agent_labels)  # (A+1)
         groups, modes, steps, _ = self.kmeans_anchors.shape
-        anchor_goals = F.select(self.kmeans_anchors.value, 2, steps - 1)  # (G,P,2)
-        learnable_embed = F.view(self.learnable_motion_query_embedding.weight.value, (groups, modes, -1))
-        learnable_embed = F.index_select(learnable_embed, 0, group)  # (A+1,P,D)
-        offset_goal = to_ego_axes.turn(F.index_select(anchor_goals, 0, group))  # (A+1,P,2)
-        ego_goal = offset_goal + F.unsqueeze(centre, 1)
-        embedding = self.embed_goals(anchor_goals, ego_goal, offset_goal)  # (G,P,D) and twice (A+1,P,D)
+        agents = tracks + 1
+        owner = F.constant(np.repeat(np.arange(agents, dtype=np.int32), modes))  # (R), R = (A+1)P rows
+        mode = F.constant(np.tile(np.arange(modes, dtype=np.int32), agents))  # (R)
+        group = F.index_select(self._class_table(self.config.group_id_list), 0, agent_labels)  # (A+1)
+        anchor = F.index_select(group, 0, owner) * modes + mode  # (R), of the G*P
+        anchor_goals = F.view(F.select(self.kmeans_anchors.value, 2, steps - 1), (groups * modes, 2))  # (GP,2)
+        learnable_embed = F.index_select(self.learnable_motion_query_embedding.weight.value, 0, anchor)  # (R,D)
+        to_ego_axes = rotation(F.index_select(F.select(boxes, 1, 6) - UPSTREAM_PI, 0, owner))  # R rows
+        centre = F.index_select(centre, 0, owner)  # (R,2)
+        offset_goal = to_ego_axes.turn(F.index_select(anchor_goals, 0, anchor))  # (R,2)
+        ego_goal = offset_goal + centre
+        embedding = self.embed_goals(anchor_goals, ego_goal, offset_goal)  # (GP,D) and twice (R,D)
         agent_embed = embedding.agent
-        agent_intention = self.motionformer.intention_interaction_layers(agent_embed)  # (G,P,D)
-        embedding = embedding._replace(agent=F.index_select(agent_intention, 0, group))  # (A+1,P,D)
+        agent_intention = self.motionformer.intention_interaction_layers(agent_embed, modes)  # (GP,D)
+        embedding = embedding._replace(agent=F.index_select(agent_intention, 0, anchor))  # (R,D)
         traj_query, trajectory = self.motionformer(
             track_query,
             track_query_pos,
             agent_valid,
             lane_query + lane_query_pos,
             bev_embed,
+            owner,
             centre,
             to_ego_axes,
             ego_goal,
@@ -133,9 +139,10 @@ class MotionHead(Module):
             self.embed_goals,
             self.traj_reg_branches,
         )
+        traj_query = V.after(traj_query)  # what reads it is compiled apart from this head
         xy, sigma, rho = F.split(trajectory, [2, 2, 1], -1)
-        traj = F.concat([xy, F.exp(sigma), F.tanh(rho)], -1)
-        logits = F.squeeze(F.cast(self.traj_cls_branches[-1](traj_query), "float32"), -1)  # (A+1,P)
+        traj = F.concat([xy, F.exp(sigma), F.tanh(rho)], -1)  # (R,steps,5)
+        logits = F.view(F.cast(self.traj_cls_branches[-1](traj_query), "float32"), (agents, modes))  # (A+1,P)
 
         vehicle_table = self._class_table(((), self.config.vehicle_id_list))
         is_vehicle = F.cast(F.index_select(vehicle_table, 0, labels), "bool")  # (A)
@@ -147,12 +154,12 @@ class MotionHead(Module):
         tap("motion.former.learnable_embed", learnable_embed)
         tap("motion.track_query_pos", track_query_pos)
         return MotionOutput(
-            traj=traj,
+            traj=F.view(traj, (agents, modes, steps, 5)),
             traj_scores=F.log_softmax(logits, -1),
-            traj_query=traj_query,
+            traj_query=F.view(traj_query, (agents, modes, -1)),
             track_query=track_query,
             track_query_pos=track_query_pos,
-            sdc_traj_query=F.select(traj_query, 0, tracks),
+            sdc_traj_query=F.narrow(traj_query, 0, tracks * modes, modes),
             sdc_track_query=sdc_embedding,
             sdc_track_query_pos=F.narrow(track_query_pos, 0, tracks, 1),
             is_vehicle=F.op_and(is_vehicle, valid),

@@ -2,6 +2,9 @@
 
 Source: OpenDriveLab/UniAD, projects/mmdet3d_plugin/uniad/dense_heads/motion_head_plugin/modules.py and
 projects/mmdet3d_plugin/models/utils/functional.py; "Planning-oriented Autonomous Driving" (Hu et al. 2023), 3.2.
+
+The modes of all agents are rows: R = N*P, agent by agent. TensorRT 8.6 compiles products and point-wise layers of
+tensors (N,P,D) into wrong ones (docs/fidelity.md), those of rows (R,D) rightly.
 """
 
 import math
@@ -33,64 +36,62 @@ def pos2posemb2d(pos: Tensor, embed_dims: int, temperature: float = 10000.0) -> 
 
 
 class Rotation(NamedTuple):
-    """Counter-clockwise turns of N agents' points, float32 (N,1,1) each."""
+    """Counter-clockwise turns of points, float32 (R,1) each."""
 
     cosine: Tensor
     sine: Tensor
 
     def turn(self, points: Tensor, back: bool = False) -> Tensor:
-        """Float32 points (N,P,2), turned; `back`: clockwise."""
+        """Float32 points (R,2), turned; `back`: clockwise."""
         # Element by element: a matrix product may run in TF32, which metres can't take.
-        x, y = F.split(points, 1, -1)  # (N,P,1)
+        x, y = F.split(points, 1, -1)  # (R,1)
         c, s = self.cosine, -self.sine if back else self.sine
         return F.concat([x * c - y * s, x * s + y * c], -1)
 
 
 def rotation(angle: Tensor) -> Rotation:
-    """Of angles (N), float32, radians."""
-    return Rotation(*(F.view(f(angle), (angle.shape[0], 1, 1)) for f in (F.cos, F.sin)))
+    """Of angles (R), float32, radians."""
+    return Rotation(*(F.unsqueeze(f(angle), 1) for f in (F.cos, F.sin)))
 
 
 class SharedMemoryDecoderLayer(TransformerDecoderLayer):
-    """A decoder layer whose groups of queries all read one memory: tgt (N,P,D), memory (K,D) -> (N,P,D).
+    """A decoder layer whose groups of queries all read one memory: tgt (N*size,D), memory (K,D) -> (N*size,D).
 
-    Self-attention stays within a group; cross-attention takes all N*P queries at once, so that the memory is
-    projected once and the products are few and large. Between the two shapes stands vision.after: where they are in
-    one region, TensorRT 8.6 gives the cross-attention's rows in the order of a (P,N,D).
+    Self-attention stays within a group; cross-attention takes all queries at once, so that the memory is projected
+    once and the products are few and large. Between the two stands vision.after: in one region, TensorRT 8.6 gives
+    the cross-attention's rows in another order.
     """
 
-    def forward(self, tgt: Tensor, memory: Tensor, memory_blocked: Tensor | None = None) -> Tensor:
-        x = self.norm1(tgt + self.self_attn(tgt, tgt, tgt))
-        x = V.after(F.view(x, (-1, tgt.shape[-1])))  # (NP,D)
+    def forward(self, tgt: Tensor, memory: Tensor, size: int, memory_blocked: Tensor | None = None) -> Tensor:
+        x = V.after(self.norm1(tgt + self.self_attn.within(tgt, size)))
         x = self.norm2(x + self.multihead_attn(x, memory, memory, memory_blocked))
-        x = V.after(self.norm3(x + self.linear2(F.relu(self.linear1(x)))))
-        return F.view(x, tgt.shape)  # (N,P,D)
+        return V.after(self.norm3(x + self.linear2(F.relu(self.linear1(x)))))
 
 
 class Interaction(Module):
-    """Queries (N,P,D) and the agents or map elements (K,D) they see. Key `interaction_transformer`."""
+    """Queries (N*size,D) and the agents or map elements (K,D) they see. Key `interaction_transformer`."""
 
     def __init__(self, embed_dims: int, num_heads: int):
         super().__init__()
         self.interaction_transformer = SharedMemoryDecoderLayer(embed_dims, num_heads, embed_dims * 2)
 
-    def forward(self, query: Tensor, memory: Tensor, blocked: Tensor | None = None) -> Tensor:
-        return self.interaction_transformer(query, memory, blocked)
+    def forward(self, query: Tensor, memory: Tensor, size: int, blocked: Tensor | None = None) -> Tensor:
+        return self.interaction_transformer(query, memory, size, blocked)
 
 
 class IntentionInteraction(Module):
-    """The modes of one group of anchors among themselves: (G,P,D) -> (G,P,D). Key `interaction_transformer`."""
+    """The modes of one group of anchors among themselves: (G*size,D), the same. Key `interaction_transformer`."""
 
     def __init__(self, embed_dims: int, num_heads: int):
         super().__init__()
         self.interaction_transformer = TransformerEncoderLayer(embed_dims, num_heads, embed_dims * 2)
 
-    def forward(self, query: Tensor) -> Tensor:
-        return self.interaction_transformer(query)
+    def forward(self, query: Tensor, size: int) -> Tensor:
+        return self.interaction_transformer(query, size)
 
 
 class GoalEmbedding(NamedTuple):
-    """One goal seen three ways, each (N,P,D): the agent's frame, the ego's frame, and the ego's axes at the agent."""
+    """One goal seen three ways, each (R,D): the agent's frame, the ego's frame, and the ego's axes at the agent."""
 
     agent: Tensor
     ego: Tensor
@@ -120,6 +121,7 @@ class MotionTransformerDecoder(Module):
         valid: Tensor,
         map_memory: Tensor,
         bev_embed: Tensor,
+        owner: Tensor,
         centre: Tensor,
         to_ego_axes: Rotation,
         ego_goal: Tensor,
@@ -128,51 +130,53 @@ class MotionTransformerDecoder(Module):
         embed_goals: Callable[[Tensor, Tensor, Tensor], GoalEmbedding],
         traj_reg_branches: Iterable[Module],
     ) -> tuple[Tensor, Tensor]:
-        """Refine the modes of N agents.
+        """Refine the R modes of N agents.
 
         Args:
             track_query, track_query_pos: (N,D).
             valid: bool (N); other agents are attended to by none.
             map_memory: (K,D), map queries with their positions.
             bev_embed: (B,D).
-            centre: float32 (N,2), boxes' x, y, metres.
-            to_ego_axes: from the anchors' frames to the ego's axes, of each agent.
-            ego_goal: float32 (N,P,2), the anchors' last points in the ego's frame, metres.
+            owner: int32 (R), the agent of each row.
+            centre: float32 (R,2), x, y of the agents' boxes, metres.
+            to_ego_axes: from the anchors' frames to the ego's axes, for each row.
+            ego_goal: float32 (R,2), the anchors' last points in the ego's frame, metres.
             embedding: of that goal; its agent part after intention_interaction_layers.
-            learnable_embed: (N,P,D), the latent anchors.
-            embed_goals: goals (N,P,2) in the agent's frame, the ego's frame, and the ego's axes at the agent -> D.
-            traj_reg_branches: one for each layer, (N,P,D) -> (N,P,steps*5).
+            learnable_embed: (R,D), the latent anchors.
+            embed_goals: goals (R,2) in the agent's frame, the ego's frame, and the ego's axes at the agent -> D.
+            traj_reg_branches: one for each layer, (R,D) -> (R,steps*5).
 
         Returns:
-            The last layer's queries (N,P,D), and its raw trajectories, float32 (N,P,steps,5): x, y from the agent in
-            the ego's axes, metres, then three values before their activation.
+            The last layer's queries (R,D), and its raw trajectories, float32 (R,steps,5): x, y from the agent in the
+            ego's axes, metres, then three values before their activation.
         """
-        n, modes, d = learnable_embed.shape
-        query_pos = F.unsqueeze(track_query_pos, 1)  # (N,1,D)
+        (n, _), (rows, d) = track_query.shape, learnable_embed.shape
+        modes = rows // n
+        query_pos = F.index_select(track_query_pos, 0, owner)  # (R,D)
         agent_memory = track_query + track_query_pos  # (N,D); the positions are in the values too
-        agent_embed = F.expand(F.unsqueeze(agent_memory, 1), (n, modes, d))
+        agent_embed = F.index_select(agent_memory, 0, owner)  # (R,D)
         blocked = F.view(F.not_op(valid), (1, 1, n))
         static_intention = embedding.agent + embedding.offset + learnable_embed
-        query_embed = F.expand(F.constant(np.zeros((1, 1, d)), net_dtype()), (n, modes, d))
+        query_embed = F.expand(F.constant(np.zeros((1, d)), net_dtype()), (rows, d))
         for layer, traj_reg_branch in enumerate(traj_reg_branches):
             dynamic = self.dynamic_embed_fuser(F.concat([embedding.agent, embedding.offset, embedding.ego], -1))
             intention = self.static_dynamic_fuser(F.concat([static_intention, dynamic], -1))
             query_embed = self.in_query_fuser(F.concat([query_embed, intention], -1))
 
             placed = query_embed + query_pos
-            of_agents = self.track_agent_interaction_layers[layer](placed, agent_memory, blocked)
-            of_map = self.map_interaction_layers[layer](placed, map_memory)
+            of_agents = self.track_agent_interaction_layers[layer](placed, agent_memory, modes, blocked)
+            of_map = self.map_interaction_layers[layer](placed, map_memory, modes)
             of_bev = self.bev_interaction_layers[layer](query_embed, query_pos, bev_embed, ego_goal)
             query_embed = self.out_query_fuser(F.concat([of_agents, of_map, of_bev, agent_embed], -1))
 
             # Metres stay in float32: float16 would round a point at 40 m to 3 cm, and the sum over steps more.
-            steps = F.cast(F.view(traj_reg_branch(query_embed), (n, modes, self.predict_steps, 5)), "float32")
+            steps = F.cast(F.view(traj_reg_branch(query_embed), (rows, self.predict_steps, 5)), "float32")
             moves, rest = F.split(steps, [2, 3], -1)
-            path = F.cumsum(moves, 2)  # (N,P,steps,2)
-            trajectory = F.concat([path, rest], -1)  # (N,P,steps,5)
+            path = F.cumsum(moves, 1)  # (R,steps,2)
+            trajectory = F.concat([path, rest], -1)  # (R,steps,5)
             if layer + 1 < self.num_layers:  # the ends of these trajectories are the next layer's goals
-                offset_goal = F.select(path, 2, self.predict_steps - 1)  # (N,P,2)
-                ego_goal = offset_goal + F.unsqueeze(centre, 1)
+                offset_goal = F.select(path, 1, self.predict_steps - 1)  # (R,2)
+                ego_goal = offset_goal + centre
                 embedding = embed_goals(to_ego_axes.turn(offset_goal, back=True), ego_goal, offset_goal)
 
             tap(f"motion.layer{layer}.track_agent", of_agents)

@@ -211,7 +211,8 @@ class OccHead(Module):
         track_scores: Tensor,
         vehicle: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        modes = F.max(self.mode_fuser(traj_query), 1)  # (A,D)
+        fused = self.mode_fuser(F.view(traj_query, (-1, traj_query.shape[-1])))  # (A6,D)
+        modes = F.max(F.view(fused, traj_query.shape), 1)  # (A,D)
         query = self.multi_query_fuser(F.concat([modes, track_query, track_query_pos], -1))  # (A,D)
         tap("occ.ins_query", query)
         states, mask_query = self._future_states(self._base_state(bev_embed), query, vehicle)

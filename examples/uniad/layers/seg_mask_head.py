@@ -12,6 +12,7 @@ from trtllm import vision as V
 
 MLP_RATIO = 4
 NORM_EPS = 1e-6
+MOST_KEYS = 1000  # that one matrix product sums over
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -21,13 +22,27 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of heads: query (M,N,C), key and value (M,L,C) -> (N,M*C)."""
-    m, n, c = query.shape
-    return F.view(F.permute(V.attention(query, key, value), (1, 0, 2)), (n, m * c))
+    """Attention of heads: query (M,N,C), key and value (M,L,C) -> (N,M*C).
+
+    Many keys are taken in S parts, whose sums are added and divided at the end. One product over all 40000 cells of a
+    BEV would be as many steps of a handful of thread blocks, and its weights would be too small for float16.
+    """
+    (m, n, c), length = query.shape, key.shape[1]
+    parts = next(s for s in range(-(-length // MOST_KEYS), length + 1) if length % s == 0)
+    if parts == 1:
+        out = V.attention(query, key, value)
+    else:
+        key, value = (F.view(x, (m, parts, length // parts, c)) for x in (key, value))  # (M,S,L/S,C)
+        logits = attention_logits(F.unsqueeze(query, 1), key)  # (M,S,N,L/S)
+        weights = F.exp(logits - F.max(logits, (1, 3), True))  # (M,S,N,L/S), at most 1
+        total = F.sum(F.cast(weights, "float32"), (1, 3))  # (M,N)
+        seen = F.sum(F.cast(F.matmul(weights, value), "float32"), 1)  # (M,N,C)
+        out = F.cast(seen / F.unsqueeze(total, 2), query.dtype)
+    return F.view(F.permute(out, (1, 0, 2)), (n, m * c))
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
-    """Scaled products of heads: query (M,N,C), key (M,L,C) -> (M,N,L)."""
+    """Scaled products of heads: query (M,…,N,C), key (M,…,L,C) -> (M,…,N,L)."""
     return F.matmul(query * query.shape[-1] ** -0.5, key, transb=True)
 
 
@@ -134,7 +149,8 @@ class SegMaskHead(Module):
     def forward(self, query: Tensor, memory: Tensor, query_pos: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         queries = []
         for block in self.blocks:
-            query = block(query + query_pos if query_pos is not None else query, memory)
+            # A region of all layers would take TensorRT 8.6 minutes to compile.
+            query = V.after(block(query + query_pos if query_pos is not None else query, memory))
             queries.append(query)
         masks = self.attnen(query + query_pos if query_pos is not None else query, memory)
         return masks, queries

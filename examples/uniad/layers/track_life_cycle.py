@@ -322,7 +322,9 @@ def carry(
     for name, tensor in inputs.items():
         tap(f"membank.in.{name}", tensor)
     # Empty rows have score 0 and nothing stored: the bank leaves them as they are.
+    embedding = V.after(embedding)
     embedding, mem_bank, padding_mask, save_period = memory_bank(embedding, scores, mem_bank, padding_mask, save_period)
+    embedding = V.after(embedding)  # the bank, what was before it and the interaction are compiled one by one
     outputs = {"output_embedding": embedding, "mem_bank": mem_bank, "mem_padding_mask": padding_mask,
                "save_period": save_period}  # fmt: skip
     for name, tensor in outputs.items():
