@@ -62,7 +62,7 @@ class SharedMemoryDecoderLayer(TransformerDecoderLayer):
     the cross-attention's rows in another order.
     """
 
-    def forward(self, tgt: Tensor, memory: Tensor, size: int, memory_blocked: Tensor | None = None) -> Tensor:
+    def forward(self, tgt: Tensor, memory: Tensor, memory_blocked: Tensor | None = None, size: int = 1) -> Tensor:
         x = V.after(self.norm1(tgt + self.self_attn.within(tgt, size)))
         x = self.norm2(x + self.multihead_attn(x, memory, memory, memory_blocked))
         return V.after(self.norm3(x + self.linear2(F.relu(self.linear1(x)))))
@@ -76,7 +76,7 @@ class Interaction(Module):
         self.interaction_transformer = SharedMemoryDecoderLayer(embed_dims, num_heads, embed_dims * 2)
 
     def forward(self, query: Tensor, memory: Tensor, size: int, blocked: Tensor | None = None) -> Tensor:
-        return self.interaction_transformer(query, memory, size, blocked)
+        return self.interaction_transformer(query, memory, blocked, size)
 
 
 class IntentionInteraction(Module):
