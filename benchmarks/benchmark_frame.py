@@ -29,6 +29,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "uniad"))
 
+from checkout import git_commit  # noqa: E402
 from graph_io import TASKS  # noqa: E402
 
 from config import load_config  # noqa: E402
@@ -214,11 +215,10 @@ def format_table(rows: list[dict]) -> str:
 
 
 def describe(args: argparse.Namespace, c_model: CModel) -> dict:
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     facts = {
         "gpu": cuda.device_name(),
         "compute_capability": cuda.compute_capability(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "commit": git_commit(),
         "command": sys.argv,
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -16,11 +16,11 @@ import pathlib
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from typing import Any
 
 import numpy as np
+from checkout import git_commit
 from tqdm import tqdm
 
 from data.frames import FrameSource, open_source
@@ -91,16 +91,6 @@ def frame_identity(source: FrameSource, count: int) -> dict[str, Any]:
     """What tells one selection of frames from another."""
     tokens = "\n".join(f"{source.info(i).scene_token} {source.info(i).sample_token}" for i in range(count))
     return {**source.describe(), "used": count, "tokens_sha256": hashlib.sha256(tokens.encode()).hexdigest()}
-
-
-def git_commit() -> str | None:
-    """Commit of this checkout, with -dirty where tracked files were changed; None outside of git."""
-    here = str(pathlib.Path(__file__).resolve().parent)
-    try:
-        command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def describe_run(args: argparse.Namespace, session: Session, source: FrameSource, count: int) -> dict[str, Any]:

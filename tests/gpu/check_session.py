@@ -19,13 +19,13 @@ import argparse
 import contextlib
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
 
 import golden_frames as golden
 import numpy as np
+from checkout import git_commit
 
 from errors import one_line_errors
 from runtime import cuda
@@ -156,11 +156,6 @@ def build(path: pathlib.Path, c_model, flavour, options: BuildOptions) -> pathli
         megabytes = path.stat().st_size / 1e6
         print(f"{path.name}: {built.num_layers} layers, {megabytes:.0f} MB, {built.seconds:.0f} s", flush=True)
     return path
-
-
-def git_commit() -> str:
-    command = ["git", "-C", str(golden.ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def main() -> None:

@@ -1,0 +1,14 @@
+"""Which commit of this project is running: results carry it."""
+
+import pathlib
+import subprocess
+
+
+def git_commit() -> str | None:
+    """Commit of this checkout, with -dirty where tracked files were changed; None outside of git."""
+    here = str(pathlib.Path(__file__).resolve().parent)
+    try:
+        command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
