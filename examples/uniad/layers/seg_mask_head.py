@@ -4,6 +4,8 @@ N = queries (seg_max_num things, or num_stuff_classes stuff), B = BEV cells, D =
 tensor is the attention of (M,N,B): at full size 8 x 100 x 40000, 128 MB in float32; three of them live at once at most.
 """
 
+import math
+
 from config import UniADConfig
 from layers.basic import LayerNorm, Linear
 from trtllm import Module, ModuleList, Sequential, Tensor
@@ -24,8 +26,9 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of heads: query (M,N,C), key and value (M,L,C) -> (N,M*C).
 
-    Many keys are taken in S parts, whose sums are added and divided at the end. One product over all 40000 cells of a
-    BEV would be as many steps of a handful of thread blocks, and its weights would be too small for float16.
+    Many keys are taken in S parts, which are summed at the end, weighted by their largest logits ("FlashAttention",
+    Dao et al. 2022, section 3.1). One product over all 40000 cells of a BEV would be as many steps of a handful of
+    thread blocks, and its weights would be too small for float16.
     """
     (m, n, c), length = query.shape, key.shape[1]
     parts = next(s for s in range(-(-length // MOST_KEYS), length + 1) if length % s == 0)
@@ -34,10 +37,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     else:
         key, value = (F.view(x, (m, parts, length // parts, c)) for x in (key, value))  # (M,S,L/S,C)
         logits = attention_logits(F.unsqueeze(query, 1), key)  # (M,S,N,L/S)
-        weights = F.exp(logits - F.max(logits, (1, 3), True))  # (M,S,N,L/S), at most 1
-        total = F.sum(F.cast(weights, "float32"), (1, 3))  # (M,N)
-        seen = F.sum(F.cast(F.matmul(weights, value), "float32"), 1)  # (M,N,C)
-        out = F.cast(seen / F.unsqueeze(total, 2), query.dtype)
+        peak = F.max(logits, 3, True) + math.log(64)  # (M,S,N,1); the 64 is room for float16: sums of MOST_KEYS values
+        weights = F.exp(logits - peak)  # (M,S,N,L/S), at most 1/64
+        share = F.exp(F.cast(peak - F.max(peak, 1, True), "float32"))  # (M,S,N,1), of a part
+        total = F.sum(share * F.sum(F.cast(weights, "float32"), 3, True), 1)  # (M,N,1)
+        seen = F.sum(share * F.cast(F.matmul(weights, value), "float32"), 1)  # (M,N,C)
+        out = F.cast(seen / total, query.dtype)
     return F.view(F.permute(out, (1, 0, 2)), (n, m * c))
 
 
