@@ -29,8 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "uniad"))
 
 from benchmark_frame import read_model  # noqa: E402
+from checkout import git_commit  # noqa: E402
 from graph_io import TASKS, state_specs  # noqa: E402
-from run import git_commit  # noqa: E402
 
 from config import UniADConfig  # noqa: E402
 from data.frames import Frame, open_source  # noqa: E402

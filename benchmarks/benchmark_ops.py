@@ -21,10 +21,11 @@ import torch
 from gpu_times import ceilings, graph_ms, median_ms
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "plugins"))
+sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "examples" / "uniad")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+from checkout import git_commit  # noqa: E402
 
 DEVICE = torch.device("cuda")
 SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]
@@ -251,22 +252,18 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     with torch.inference_mode():
         copy_rate, matrix_rate = ceilings(DEVICE)
-        rows = []
-        for operation in [*attention_operations(), *convolution_operations(), merge_operation(library)]:
-            variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
-            if operation.matrix:
-                variants = kernel_calls.conv_variants(facts, operation.out_shape[1])
-            elif operation.dtype == torch.float32:  # the merging
-                variants = [0]
-            rows.append(measure(operation, library, variants, copy_rate, matrix_rate))
+        variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
+        todo = [(operation, variants) for operation in attention_operations()]
+        todo += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
+        todo += [(merge_operation(library), [0])]
+        rows = [measure(operation, library, tried, copy_rate, matrix_rate) for operation, tried in todo]
         plain = plain_convolutions()
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "library": facts,
-        "commit": commit,
+        "commit": git_commit(),
         "copy_bytes_per_s": copy_rate,
         "float16_flops_per_s": matrix_rate,
         "plain_convolutions_ms": plain,

@@ -19,6 +19,8 @@ import torch.nn.functional as TF
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples" / "uniad"))
 
+from trtllm.tensorrt_plugins import HOPPER_CHANNELS, HOPPER_OUTPUTS, pack_deform_weight
+
 Shapes = Sequence[tuple[int, int]]
 Case = dict[str, Any]
 
@@ -187,7 +189,7 @@ def deform_conv_case(
     offset_mask[:, 1:18:2, -1, -1] = -3e4
     weight = torch.randn(outputs, c, 3, 3, device=device).div((9 * c) ** 0.5).to(dtype)
     layout = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
-    for_hopper = dtype == torch.float16 and outputs % 256 == 0 and c % 64 == 0
+    for_hopper = dtype == torch.float16 and outputs % HOPPER_OUTPUTS == 0 and c % HOPPER_CHANNELS == 0
     return {
         "x": torch.randn(n, c, h, w, device=device).to(dtype).contiguous(memory_format=layout),
         "offset_mask": offset_mask.to(dtype),
@@ -208,8 +210,6 @@ def deform_conv_arguments(case: Case, layout: int = kernel_calls.COMMON_LAYOUT) 
 
 def pack_weight(weight: torch.Tensor, layout: int = kernel_calls.COMMON_LAYOUT) -> torch.Tensor:
     """(O,C,3,3) in the order that the kernel of its type and layout reads."""
-    from trtllm.tensorrt_plugins import pack_deform_weight
-
     return torch.from_numpy(pack_deform_weight(weight.cpu().numpy(), layout)).to(weight.device)
 
 

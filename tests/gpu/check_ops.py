@@ -99,8 +99,9 @@ def judge(
     worst = {"error": 0.0, "allowed": 0.0, "share": 0.0}
     for n in range(sum(name.startswith(f"{index}.out") for name in references)):
         wanted = references[f"{index}.out{n}"]
-        error, allowed = max_error(outputs[f"{index}.out{n}"], wanted), CASES[index].allowed(dtype, wanted)
-        if outputs[f"{index}.out{n}"].dtype == np.float32:
+        found = outputs[f"{index}.out{n}"]
+        error, allowed = max_error(found, wanted), CASES[index].allowed(dtype, wanted)
+        if found.dtype == np.float32:
             allowed += rounding * float(np.abs(wanted).max(initial=0.0))
         share = error / allowed if allowed else float("inf") if error else 0.0
         if n == 0 or share > worst["share"]:

@@ -176,7 +176,7 @@ def main() -> None:
         "gpu": cuda.device_name(),
         "tensorrt": flavour.version,
         "plugins": plugins,
-        "commit": git_commit(),
+        "commit": git_commit() or "unknown",
         "command": sys.argv,
     }
     print(f"{head['gpu']}, {args.backend} {flavour.version}, plugins {args.plugins}, commit {head['commit']}")

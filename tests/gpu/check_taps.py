@@ -23,6 +23,7 @@ from files import whole_file
 from model import UniAD, load_model
 from runtime import cuda
 from runtime.sequence import Sequence
+from runtime.tensorrt_plan import frame_outputs
 from trtllm import Tensor
 from trtllm import functional as F
 from trtllm.network import default_net
@@ -34,12 +35,9 @@ BOUNDS = {"float32": 1e-3, "float16": 0.1}
 
 
 def call(network: UniAD, tensors: Mapping[str, Tensor], dtype: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A frame's outputs, with the next state under `NAME_out`, and its taps. Call it inside a net_guard."""
+    """frame_outputs, and the frame's taps. Call it inside a net_guard."""
     taps = default_net().taps = {}
-    inputs = {spec.name: tensors[spec.name] for spec in input_specs(network.config)}
-    state = {spec.name: tensors[spec.name] for spec in state_specs(network.config, dtype)}
-    outputs, new_state = network(inputs, state)
-    return {**outputs, **{f"{name}_out": tensor for name, tensor in new_state.items()}}, taps
+    return frame_outputs(network, tensors, dtype), taps
 
 
 def write_references(path: pathlib.Path, frame: int) -> None:

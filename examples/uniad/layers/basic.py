@@ -130,20 +130,19 @@ class MultiheadAttention(Module):
         return F.view(y, (*x.shape[:-1], m, d // m), False)  # (…,L,heads,D/heads)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
-        parts = (self.project(x, part) for part, x in enumerate((query, key, value)))
-        q, k, v = (F.transpose(x, -3, -2) for x in parts)  # (…,heads,L,D/heads)
-        out = V.attention(q, k, v, blocked)  # (…,heads,Q,D/heads)
-        out = F.view(F.transpose(out, -3, -2), query.shape, False)  # (…,Q,D)
-        return self.out_proj(out)
+        parts = [self.project(x, part) for part, x in enumerate((query, key, value))]
+        return self._attend(parts, query.shape, blocked)
 
     def within(self, x: Tensor, size: int) -> Tensor:
         """Attention of rows (N*size,D) to the rows of their own group of `size` -> (N*size,D)."""
-        parts = (
-            F.view(self.project(x, part), (-1, size, self.num_heads, x.shape[1] // self.num_heads)) for part in range(3)
-        )
-        q, k, v = (F.transpose(y, 1, 2) for y in parts)  # (N,heads,size,D/heads)
-        out = F.transpose(V.attention(q, k, v), 1, 2)  # (N,size,heads,D/heads)
-        return self.out_proj(F.view(out, x.shape))  # (N*size,D)
+        rows = [self.project(x, part) for part in range(3)]  # (N*size,heads,D/heads)
+        return self._attend([F.view(y, (-1, size, *y.shape[1:])) for y in rows], x.shape)  # of (N,size,heads,D/heads)
+
+    def _attend(self, parts: list[Tensor], shape: tuple[int, ...], blocked: Tensor | None = None) -> Tensor:
+        """Projected queries, keys and values (…,L,heads,D/heads) -> the attention's output, in `shape`."""
+        q, k, v = (F.transpose(x, -3, -2) for x in parts)  # (…,heads,L,D/heads)
+        out = V.attention(q, k, v, blocked)  # (…,heads,Q,D/heads)
+        return self.out_proj(F.view(F.transpose(out, -3, -2), shape, False))
 
 
 class MmcvMultiheadAttention(Module):

@@ -3,8 +3,8 @@
 Source: OpenDriveLab/UniAD, projects/mmdet3d_plugin/uniad/dense_heads/motion_head_plugin/modules.py and
 projects/mmdet3d_plugin/models/utils/functional.py; "Planning-oriented Autonomous Driving" (Hu et al. 2023), 3.2.
 
-The modes of all agents are rows: R = N*P, agent by agent. TensorRT 8.6 compiles products and point-wise layers of
-tensors (N,P,D) into wrong ones (docs/fidelity.md), those of rows (R,D) rightly.
+The modes of all agents are rows: R = N*P, agent by agent. With tensors (N,P,D) TensorRT 8.6 gave wrong results
+(docs/fidelity.md); what it computes rightly elsewhere works on rows.
 """
 
 import math

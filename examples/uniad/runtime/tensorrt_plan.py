@@ -89,17 +89,17 @@ def write_tensorrt_plan(
     return Built(seconds, len(engine.layers), findings, unchecked)
 
 
+def frame_outputs(network: UniAD, tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """A frame's outputs and, as `NAME_out`, the next frame's state, from its inputs and state by name."""
+    specs = input_specs(network.config), state_specs(network.config, dtype)
+    outputs, new_state = network(*({spec.name: tensors[spec.name] for spec in part} for part in specs))
+    return {**outputs, **{f"{name}_out": tensor for name, tensor in new_state.items()}}
+
+
 def _build(network: UniAD, config: UniADConfig, flavour: Flavour, options: BuildOptions) -> Engine:
-    inputs, state = input_specs(config), state_specs(config, options.dtype)
-
-    def define(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs, new_state = network(
-            {spec.name: tensors[spec.name] for spec in inputs}, {spec.name: tensors[spec.name] for spec in state}
-        )
-        return {**outputs, **{f"{name}_out": tensor for name, tensor in new_state.items()}}
-
-    shapes = {spec.name: (spec.dtype, spec.shape) for spec in [*inputs, *state]}
-    return build_engine(define, shapes, flavour, options)
+    specs = [*input_specs(config), *state_specs(config, options.dtype)]
+    shapes = {spec.name: (spec.dtype, spec.shape) for spec in specs}
+    return build_engine(lambda tensors: frame_outputs(network, tensors, options.dtype), shapes, flavour, options)
 
 
 def _facts(
