@@ -35,6 +35,11 @@ constexpr int kTapBytes = kPixels * kTaps * 16, kPlaceBytes = 2 * kPixels * 4;
 // is the four warpgroups' share of the 65536.
 constexpr int kMultiplierRegisters = 168, kSamplerRegisters = 88;
 
+// Barriers of threads. Of the two for the output places, of even and odd tiles, the first is before the places are read,
+// the second before they are written again. Samples could tell as much; compute-sanitizer follows only these.
+constexpr int kSamplersMeet = 1, kPlacesWritten = 2, kPlacesRead = 4;
+constexpr int kSamplerThreads = 32 * kSamplers, kPlacesThreads = 32 * (kSamplers + kMultipliers);
+
 // Stages of the two rings. What shared memory (153 KB) leaves is L1 cache, 92 KB, in which the cells of a tile's 64
 // channels should stay for nine taps (42 KB with offsets of 1.5 pixels).
 constexpr int kSampleStages = 4, kWeightStages = 2;
@@ -127,12 +132,16 @@ __device__ __forceinline__ void sample(const UniadDeformConv& a, const Shared& s
     const bool has_last = warp + (kWarpUnits - 1) * kSamplers < kUnits;
     int stage = 0, full_turns = 0, parity = 0;
     for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
-        uniad::sync_some<1, kSamplers * 32>();  // the taps of the tile before are used up
+        uniad::sync_some<kSamplerThreads>(kSamplersMeet);  // the taps of the tile before are used up
+        if (tile >= 2 * static_cast<int>(gridDim.x)) {
+            uniad::sync_some<kPlacesThreads>(kPlacesRead + parity);
+        }
         if (threadIdx.x < kPixels) {
             locate_taps(a, tile % tiles.across * kPixels + threadIdx.x, threadIdx.x, shared.taps,
                         shared.places + parity * kPixels);
         }
-        uniad::sync_some<1, kSamplers * 32>();
+        uniad::sync_some<kSamplerThreads>(kSamplersMeet);
+        uniad::arrive_some<kPlacesThreads>(kPlacesWritten + parity);
         Fetched fetched[kAhead];
         const auto fetch = [&](Fetched& out, const PackedTap* taps, const char* input, int unit) {
             if (unit < kWarpUnits - 1 || has_last) {
@@ -280,7 +289,11 @@ __device__ __forceinline__ void multiply(const UniadDeformConv& a, const Shared&
         uniad::pin(sum[0]);
         uniad::pin(sum[1]);
         const int channel = tile / tiles.across * kOutputs + warp * 32 + lane / 4 * 4;
+        uniad::sync_some<kPlacesThreads>(kPlacesWritten + parity);
         store_tile(a, sum, channel, shared.places + parity * kPixels, lane);
+        if (tile + 2 * static_cast<int>(gridDim.x) < tiles.count) {
+            uniad::arrive_some<kPlacesThreads>(kPlacesRead + parity);
+        }
         parity ^= 1;
     }
 }

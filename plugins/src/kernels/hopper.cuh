@@ -52,10 +52,16 @@ __device__ __forceinline__ void copy_bulk(unsigned to, const void* from, unsigne
 /// This thread's ordinary writes to shared memory come before what the tensor cores read after the next barrier.
 __device__ __forceinline__ void publish_writes() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
-/// A barrier of some of a block's warps, `threads` in all; 0 is __syncthreads'.
-template <int kBarrier, int kThreads>
-__device__ __forceinline__ void sync_some() {
-    asm volatile("bar.sync %0, %1;\n" ::"n"(kBarrier), "n"(kThreads) : "memory");
+/// A barrier of some of a block's warps, kThreads in all; 0 is __syncthreads'.
+template <int kThreads>
+__device__ __forceinline__ void sync_some(int barrier) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
+/// Counts at such a barrier without waiting there.
+template <int kThreads>
+__device__ __forceinline__ void arrive_some(int barrier) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
 /// Registers of a thread from here on, for all of a warpgroup.
