@@ -538,3 +538,11 @@ MERGE_SCORES, MERGE_LABELS = half(_random.permutation(12) / 16 + 0.25), ints(3, 
 case("merge_masks", lambda *x: list(merge_masks(*x, 3, 0.2)), lambda t, *x: merged(t, *x, 3, 0.2),
      lambda m, s, labels: list(merge_masks(m, 1.0 - s, labels, 3, 0.2)), MERGE, MERGE_SCORES, MERGE_LABELS,
      islands=(0, 1), tolerance=EXACT)
+
+# ---- where TensorRT 8.6 has been wrong -----------------------------------------------------------------------------
+
+SINES, LANES = uniform(-3, 3, 24, 16), normal(16, 8)
+case("sin of positions", lambda x: F.matmul(F.cast(F.sin(x * (2 * math.pi) + 1.5), net_dtype()), weight(LANES)),
+     lambda t, x: (x * (2 * math.pi) + 1.5).sin() @ t.tensor(LANES),
+     lambda x: F.matmul(F.cast(F.cos(x * (2 * math.pi) + 1.5), net_dtype()), weight(LANES)), SINES, islands=(0,),
+     tolerance=SUMS)

@@ -262,7 +262,7 @@ def test_layer_norm_of_8_6(dtype, learned):
 
 
 @pytest.mark.parametrize("op", ["sin", "cos", "atan"])
-@pytest.mark.parametrize(("reach", "tolerance"), [(4.0, 5e-7), (60.0, 5e-6), (6000.0, 5e-4)])
+@pytest.mark.parametrize(("reach", "tolerance"), [(4.0, 5e-7), (60.0, 5e-6), (395.0, 4e-5)])
 def test_polynomials_of_8_6(op, reach, tolerance):
     """As exact as float32 is for an angle of that size."""
     tolerance = 5e-7 if op == "atan" else tolerance
@@ -274,6 +274,8 @@ def test_polynomials_of_8_6(op, reach, tolerance):
     np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=0)
     broken = polynomials.FUNCTIONS[op](NumpyExecutor(), x * np.float32(1.001))
     assert np.abs(broken - expected).max() > 2 * tolerance
+    far = polynomials.FUNCTIONS[op](NumpyExecutor(), np.array([-1e6, -400, 400, 1e6, np.nan], np.float32))
+    assert np.abs(far[:4]).max() < 1.6 and np.isnan(far[4])  # no nonsense where it is not exact, no number for none
 
 
 def weakly_typed(rtx: Flavour) -> Flavour:

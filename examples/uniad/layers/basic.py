@@ -3,11 +3,16 @@
 Shapes have no batch dimension unless said: UniAD runs one frame at a time.
 """
 
+import math
+
 import numpy as np
 
 from trtllm import Module, ModuleList, Parameter, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
+
+
+MOST_KEYS = 1000  # that one matrix product of an attention sums over
 
 
 class Linear(Module):
@@ -107,6 +112,53 @@ class FFN(Module):
         return x + self.layers[1](self.layers[0](x))
 
 
+def parts_of(keys: int) -> int:
+    """In how many equal parts an attention should take so many keys."""
+    return next(s for s in range(-(-keys // MOST_KEYS), keys + 1) if keys % s == 0)
+
+
+def attend_parts(logits: Tensor, value: Tensor) -> Tensor:
+    """softmax(logits) value, of keys in S parts: logits (…,S,N,L/S), value (…,S,L/S,C) -> (…,N,C).
+
+    The parts are summed at the end, weighted by their largest logits ("FlashAttention", Dao et al. 2022, section 3.1).
+    One product over all 40000 cells of a BEV would be as many steps of a handful of thread blocks, and its weights
+    would be too small for float16.
+    """
+    keys, part = logits.ndim() - 1, logits.ndim() - 3
+    peak = F.max(logits, keys, True) + math.log(64)  # (…,S,N,1); the 64 is room for float16: sums of MOST_KEYS values
+    weights = F.exp(logits - peak)  # (…,S,N,L/S), at most 1/64
+    share = F.exp(F.cast(peak - F.max(peak, part, True), "float32"))  # (…,S,N,1), of a part
+    total = F.sum(share * F.sum(F.cast(weights, "float32"), keys, True), part)  # (…,N,1)
+    seen = F.sum(share * F.cast(F.matmul(weights, value), "float32"), part)  # (…,N,C)
+    return F.cast(seen / total, logits.dtype)
+
+
+def attend_memory(
+    query: Tensor, memory: Tensor, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor
+) -> Tensor:
+    """Attention of few queries to many rows, whose keys and values are never written.
+
+    The projections are taken to the other side of the products: q (W_k m) = (W_k^T q) m, and the sum of a W_v m is
+    W_v times the sum of a m. The keys' bias adds the same to all logits of a query, so that it has no effect.
+
+    Args:
+        query: (M,N,C), the projected queries of M heads.
+        memory: (L,D).
+        key_weight, value_weight: (M*C,D), of the two projections; value_bias: (M*C).
+
+    Returns:
+        (N,M*C).
+    """
+    (m, n, c), (length, d) = query.shape, memory.shape
+    parts = parts_of(length)
+    memory = F.view(memory, (parts, length // parts, d))  # (S,L/S,D)
+    asking = F.matmul(query * c**-0.5, F.view(key_weight, (m, c, d)))  # (M,N,D)
+    logits = F.matmul(F.view(asking, (1, m * n, d)), memory, transb=True)  # (S,MN,L/S)
+    seen = F.view(attend_parts(logits, memory), (m, n, d))
+    seen = F.matmul(seen, F.view(value_weight, (m, c, d)), transb=True)  # (M,N,C)
+    return F.view(F.permute(seen, (1, 0, 2)), (n, m * c)) + value_bias
+
+
 class MultiheadAttention(Module):
     """torch.nn.MultiheadAttention in evaluation mode: keys in_proj_weight, in_proj_bias, out_proj.
 
@@ -121,12 +173,15 @@ class MultiheadAttention(Module):
         self.out_proj = Linear(embed_dims, embed_dims)
         self.embed_dims, self.num_heads = embed_dims, num_heads
 
+    def _third(self, part: int) -> tuple[Tensor, Tensor]:
+        """Weight (D,D) and bias (D) of the query (0), key (1) or value (2) projection."""
+        d = self.embed_dims
+        return F.narrow(self.in_proj_weight.value, 0, part * d, d), F.narrow(self.in_proj_bias.value, 0, part * d, d)
+
     def project(self, x: Tensor, part: int) -> Tensor:
         """(…,L,D) -> (…,L,heads,D/heads) by the query (0), key (1) or value (2) third of in_proj."""
         d, m = self.embed_dims, self.num_heads
-        weight = F.narrow(self.in_proj_weight.value, 0, part * d, d)
-        bias = F.narrow(self.in_proj_bias.value, 0, part * d, d)
-        y = V.linear(x, weight, bias)  # (…,L,D)
+        y = V.linear(x, *self._third(part))  # (…,L,D)
         return F.view(y, (*x.shape[:-1], m, d // m), False)  # (…,L,heads,D/heads)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
@@ -137,6 +192,12 @@ class MultiheadAttention(Module):
         """Attention of rows (N*size,D) to the rows of their own group of `size` -> (N*size,D)."""
         rows = [self.project(x, part) for part in range(3)]  # (N*size,heads,D/heads)
         return self._attend([F.view(y, (-1, size, *y.shape[1:])) for y in rows], x.shape)  # of (N,size,heads,D/heads)
+
+    def over(self, query: Tensor, memory: Tensor) -> Tensor:
+        """Attention of few queries (N,D) to many rows (L,D), as attend_memory takes it -> (N,D)."""
+        (key_weight, _), value = self._third(1), self._third(2)
+        query = F.transpose(self.project(query, 0), 0, 1)  # (heads,N,D/heads)
+        return self.out_proj(attend_memory(query, memory, key_weight, *value))
 
     def _attend(self, parts: list[Tensor], shape: tuple[int, ...], blocked: Tensor | None = None) -> Tensor:
         """Projected queries, keys and values (…,L,heads,D/heads) -> the attention's output, in `shape`."""
@@ -167,7 +228,7 @@ class MmcvMultiheadAttention(Module):
 
 
 class TransformerDecoderLayer(Module):
-    """torch.nn.TransformerDecoderLayer, post-norm, ReLU. tgt (…,Q,D), memory (…,K,D) -> (…,Q,D)."""
+    """torch.nn.TransformerDecoderLayer, post-norm, ReLU. Few queries (N,D), a large memory (L,D) -> (N,D)."""
 
     def __init__(self, embed_dims: int, num_heads: int, feedforward_channels: int):
         super().__init__()
@@ -177,9 +238,9 @@ class TransformerDecoderLayer(Module):
         self.linear2 = Linear(feedforward_channels, embed_dims)
         self.norm1, self.norm2, self.norm3 = LayerNorm(embed_dims), LayerNorm(embed_dims), LayerNorm(embed_dims)
 
-    def forward(self, tgt: Tensor, memory: Tensor, memory_blocked: Tensor | None = None) -> Tensor:
+    def forward(self, tgt: Tensor, memory: Tensor) -> Tensor:
         x = self.norm1(tgt + self.self_attn(tgt, tgt, tgt))
-        x = self.norm2(x + self.multihead_attn(x, memory, memory, memory_blocked))
+        x = self.norm2(x + self.multihead_attn.over(x, memory))
         return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
 
 

@@ -4,17 +4,14 @@ N = queries (seg_max_num things, or num_stuff_classes stuff), B = BEV cells, D =
 tensor is the attention of (M,N,B): at full size 8 x 100 x 40000, 128 MB in float32; three of them live at once at most.
 """
 
-import math
-
 from config import UniADConfig
-from layers.basic import LayerNorm, Linear
+from layers.basic import LayerNorm, Linear, attend_memory, attend_parts, parts_of
 from trtllm import Module, ModuleList, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
 
 MLP_RATIO = 4
 NORM_EPS = 1e-6
-MOST_KEYS = 1000  # that one matrix product sums over
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -26,23 +23,16 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of heads: query (M,N,C), key and value (M,L,C) -> (N,M*C).
 
-    Many keys are taken in S parts, which are summed at the end, weighted by their largest logits ("FlashAttention",
-    Dao et al. 2022, section 3.1). One product over all 40000 cells of a BEV would be as many steps of a handful of
-    thread blocks, and its weights would be too small for float16.
+    Many keys are taken in parts, see attend_parts.
     """
     (m, n, c), length = query.shape, key.shape[1]
-    parts = next(s for s in range(-(-length // MOST_KEYS), length + 1) if length % s == 0)
+    parts = parts_of(length)
     if parts == 1:
         out = V.attention(query, key, value)
     else:
         key, value = (F.view(x, (m, parts, length // parts, c)) for x in (key, value))  # (M,S,L/S,C)
         logits = attention_logits(F.unsqueeze(query, 1), key)  # (M,S,N,L/S)
-        peak = F.max(logits, 3, True) + math.log(64)  # (M,S,N,1); the 64 is room for float16: sums of MOST_KEYS values
-        weights = F.exp(logits - peak)  # (M,S,N,L/S), at most 1/64
-        share = F.exp(F.cast(peak - F.max(peak, 1, True), "float32"))  # (M,S,N,1), of a part
-        total = F.sum(share * F.sum(F.cast(weights, "float32"), 3, True), 1)  # (M,N,1)
-        seen = F.sum(share * F.cast(F.matmul(weights, value), "float32"), 1)  # (M,N,C)
-        out = F.cast(seen / total, query.dtype)
+        out = attend_parts(logits, value)
     return F.view(F.permute(out, (1, 0, 2)), (n, m * c))
 
 
@@ -92,8 +82,10 @@ class Attention(Module):
         self.num_heads = num_heads
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        projected = (self.q(query), self.k(memory), self.v(memory))
-        q, k, v = (split_heads(x, self.num_heads) for x in projected)
+        q = split_heads(self.q(query), self.num_heads)
+        if query.shape[0] * self.num_heads <= memory.shape[1]:  # then it is less work, and reads the BEV only
+            return self.proj(attend_memory(q, memory, self.k.weight.value, self.v.weight.value, self.v.bias.value))
+        k, v = (split_heads(x, self.num_heads) for x in (self.k(memory), self.v(memory)))
         return self.proj(attend(q, k, v))
 
 
@@ -111,10 +103,13 @@ class AttentionTail(Module):
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         m, n, cells = self.num_heads, query.shape[0], memory.shape[0]
         q, k = split_heads(self.q(query), m), split_heads(self.k(memory), m)
-        x = F.view(attention_logits(q, k), (m, n * cells))  # (M,NB)
-        # The two Linears mix heads. With the heads in front they need no transposed copy of the logits.
+        x = F.view(attention_logits(q, k), (1, m, n, cells))
+        # The two Linears mix heads: with the heads in front they are convolutions, and no logits are transposed. As
+        # one matrix product it would have four million columns, for which TensorRT 8.6 has no float32 kernel.
         for linear in (self.linear_l1[0], self.linear[0]):
-            x = F.relu(F.matmul(linear.weight.value, x) + F.unsqueeze(linear.bias.value, 1))  # (M,NB), then (1,NB)
+            weight = linear.weight.value
+            kernel = F.constant(weight.array.reshape(*weight.shape, 1, 1), weight.dtype)
+            x = F.relu(F.conv2d(x, kernel, linear.bias.value))  # (1,M,N,B), then (1,1,N,B)
         return F.view(x, (n, cells))
 
 

@@ -13,9 +13,7 @@ SINE = (9.99999977e-01, -1.66666476e-01, 8.33289985e-03, -1.98008992e-04, 2.5904
 ARCUS_TANGENT = (
     0.99999989, -0.33332597, 0.19985907, -0.14161231, 0.1049895, -0.07234862, 0.03978125, -0.01440136, 0.00245672,
 )  # on [0, 1]  # fmt: skip
-TURNS = 1024  # how many full turns sine() can take off
-# 2 pi in two parts: products of the first, which has few digits, with whole numbers below TURNS are exact in float32.
-TWO_PI_HIGH, TWO_PI_LOW = 6.28125, 2 * math.pi - 6.28125
+FOLDS = 6  # of sine(), which then takes angles of up to pi (2^(FOLDS + 1) - 1), 399, and pi/2 less below 0
 
 
 def odd_polynomial(executor: Any, x: Any, factors: tuple[float, ...]) -> Any:
@@ -28,21 +26,24 @@ def odd_polynomial(executor: Any, x: Any, factors: tuple[float, ...]) -> Any:
 
 
 def sine(executor: Any, x: Any) -> Any:
-    """sin(x) for |x| up to 2 pi TURNS; error 3e-7 near 0, and that of 2 pi's share in float32 farther out."""
+    """sin(x) for |x| up to 397; error 3e-7 near 0, and that of pi's share in float32 farther out.
+
+    sin(x) = cos(y) with y = |x - pi/2|, and cos(y) = cos(|y - c|) where c is a number of full turns: taking the
+    smaller of y and |y - c| halves the range of y. To drop whole turns by a cast to integers and back is shorter, but
+    TensorRT 8.6 rounds it otherwise in float16 networks, which gave sines of up to 9. Beyond its range this gives some value in [-1, 1].
+    """
 
     def number(value: float) -> Any:
         return executor._fill(x, value)
 
-    # Full turns, rounded to the nearest whole number: a cast drops the fraction, so what it gets is made positive.
-    turns = executor.binary("mul", x, number(1 / (2 * math.pi)))
-    whole = executor.cast(executor.binary("add", turns, number(TURNS + 0.5)), "float32", "int32")
-    turns = executor.binary("sub", executor.cast(whole, "int32", "float32"), number(TURNS))
-    for part in (TWO_PI_HIGH, TWO_PI_LOW):
-        x = executor.binary("sub", x, executor.binary("mul", turns, number(part)))
-    # From [-pi, pi] to [-pi/2, pi/2]: the sine is the same on both sides of pi/2.
-    x = executor.binary("min", x, executor.binary("sub", number(math.pi), x))
-    x = executor.binary("max", x, executor.binary("sub", number(-math.pi), x))
-    return odd_polynomial(executor, x, SINE)
+    def distance(a: Any, b: float) -> Any:
+        return executor.unary("abs", executor.binary("sub", a, number(b)))
+
+    x = distance(x, math.pi / 2)
+    for fold in range(FOLDS - 1, -1, -1):
+        x = executor.binary("min", x, distance(x, 2 * math.pi * 2**fold))
+    x = executor.binary("min", x, number(math.pi))
+    return odd_polynomial(executor, executor.binary("sub", number(math.pi / 2), x), SINE)
 
 
 def cosine(executor: Any, x: Any) -> Any:
