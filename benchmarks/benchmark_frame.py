@@ -83,16 +83,18 @@ def read_model(args: argparse.Namespace) -> CModel:
 
 
 def measure(session, frames, args: argparse.Namespace) -> dict:
-    """Times of a session, milliseconds: percentiles 50, 90 and 99 of the whole frame and of the engine."""
+    """Times of a session, milliseconds: percentiles 50, 90 and 99 of the whole frame and of the engine; medians of the
+    host's parts: geometry, copies and upload around the engine, the record, collision optimisation."""
     sequence = Sequence(session.config, session.convention)
-    whole, engine = [], []
+    whole, engine, host = [], [], []
     for index in range(args.warm_up + args.frames):
         began = time.perf_counter()
         started = start_frame(frames[index % len(frames)], sequence, session)
-        finish_frame(started, session)
+        _, (preprocess, latency, postprocess, optimise) = finish_frame(started, session)
         if index >= args.warm_up:
             whole.append(1000 * (time.perf_counter() - began))
             engine.append(session.engine_ms)
+            host.append([preprocess, latency - session.engine_ms / 1000, postprocess, optimise])
     started, sequence = None, Sequence(session.config, session.convention)
     began = time.perf_counter()
     for index in range(args.frames):
@@ -106,7 +108,8 @@ def measure(session, frames, args: argparse.Namespace) -> dict:
         name: np.percentile(times, (50, 90, 99)).round(3).tolist()
         for name, times in (("whole", whole), ("engine", engine))
     }
-    return {**percentiles, "in_flight": round(in_flight, 3), "frames": args.frames}
+    parts = dict(zip(("preprocess", "copies", "record", "optimise"), (1000 * np.median(host, 0)).round(3).tolist()))
+    return {**percentiles, "in_flight": round(in_flight, 3), "frames": args.frames, "host": parts}
 
 
 # --- TensorRT --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ back in one copy. The upload of frame t+1 goes through a stream of its own, besi
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import pathlib
@@ -29,6 +30,7 @@ from trtllm.tensorrt_flavours import Flavour, load_flavour
 from trtllm.tensorrt_plugins import load_plugins
 
 ALIGNMENT = 256  # bytes; what TensorRT asks of tensor addresses, and cudaMalloc gives
+COPIERS = 3  # threads that copy images to where the device reads them: one takes 4 to 5 ms for six of 1600 x 900
 IN_FLIGHT = 2  # frames submitted and not yet collected, at most
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
 
@@ -122,6 +124,7 @@ class TensorRTSession:
         self._inputs, self._outputs, self._state = (pack(t) for t in (sidecar.inputs, sidecar.outputs, sidecar.state))
         self._images = _camera_bytes(self._inputs)
         self._stream, self._upload = cuda.Stream(), cuda.Stream()
+        self._copiers = concurrent.futures.ThreadPoolExecutor(COPIERS, thread_name_prefix="copy")
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
         self._output = cuda.DeviceBuffer(self._outputs.nbytes)
         self._scratch = cuda.DeviceBuffer(flavour.scratch_bytes(self._engine))  # one: contexts never run together
@@ -213,13 +216,14 @@ class TensorRTSession:
                 raise SessionError(f"input {name} is {found}; the engine takes {dtype} {shape}")
         slot = self._slots[self._next]
         # Nothing reads the slot's device inputs any more: its last frame was collected. Each image is on its way to the
-        # device while the host copies the next, so that of the upload only the end is waited for.
+        # device while the host copies others, so that of the upload only the end is waited for.
+        cameras = range(len(self._images))
+        copies = [self._copiers.submit(self._send_image, slot, camera, inputs["img"][camera]) for camera in cameras]
         for name, view in slot.input_views.items():
             if name != "img":
                 view[...] = inputs[name]
-        for camera, piece in enumerate(self._images):
-            slot.input_views["img"][camera] = inputs["img"][camera]
-            self._send(slot, *piece)
+        for copy in copies:
+            copy.result()
         self._upload.record(slot.upload)
         self._send(slot, 0, self._images[0][0])
         self._send(slot, self._images[-1][1], self._inputs.nbytes)
@@ -234,6 +238,11 @@ class TensorRTSession:
         self._pending.append(slot)
         self._next = 1 - self._next
         slot.submit_seconds = time.perf_counter() - began
+
+    def _send_image(self, slot: _Slot, camera: int, image: np.ndarray) -> None:
+        """One camera's image, uint8 (H,W,3), by way of the slot's host memory."""
+        slot.input_views["img"][camera] = image
+        self._send(slot, *self._images[camera])
 
     def _send(self, slot: _Slot, start: int, stop: int) -> None:
         """Bytes of the slot's inputs to the device."""

@@ -202,7 +202,9 @@ class PluginExecutor(TensorRTExecutor):
     ):
         if "deformable_attention" not in self.plugins or not _fits(value, spatial_shapes):
             return None
-        inputs = [value.handle, reference_points.handle, *(self._as(x, value.dtype) for x in (offsets, logits))]
+        points, shape = reference_points.handle, (value.shape[0], *reference_points.shape[1:])
+        points = points if shape == reference_points.shape else self.expand(points, shape)
+        inputs = [value.handle, points, *(self._as(x, value.dtype) for x in (offsets, logits))]
         handle = self._plugin(
             "UniADDeformableAttention",
             "deformable_attention",

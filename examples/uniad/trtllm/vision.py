@@ -237,7 +237,8 @@ def deformable_attention(
 
     Args:
         value: (B,S,M,C) with S the sum of h*w over `spatial_shapes`, M heads.
-        reference_points: float32 (B,Q,L,2) x, y in [0,1], or (B,Q,L,4) with width and height after them.
+        reference_points: float32 (B,Q,L,2) x, y in [0,1], or (B,Q,L,4) with width and height after them; B may be 1
+            where all maps have the same.
         sampling_offsets: (B,Q,M,L,P,2), in cells (2-d references) or in halves of width and height over P (4-d).
         attention_logits: (B,Q,M,L*P); the softmax runs over L*P.
         spatial_shapes: (h, w) of each real level.
@@ -279,7 +280,7 @@ def sampling_points(
     offsets = F.cast(sampling_offsets, "float32")
     weights = F.softmax(F.cast(attention_logits, "float32"), -1)
     weights = F.view(weights, (b, q, m, levels, points))
-    reference = F.view(reference_points, (b, q, 1, levels, 1, reference_points.shape[-1]))
+    reference = F.view(reference_points, (-1, q, 1, levels, 1, reference_points.shape[-1]))  # (B|1,Q,1,L,1,2|4)
     if reference_points.shape[-1] == 2:
         shapes = [spatial_shapes[0]] * levels if len(spatial_shapes) == 1 else spatial_shapes
         scale = np.array([[1 / w, 1 / h] for h, w in shapes], np.float32).reshape(1, 1, 1, levels, 1, 2)
@@ -350,7 +351,7 @@ def temporal_attention(
     if custom is not None:
         return custom
     q, m, b, p = attention_logits.shape
-    reference = F.expand(F.view(reference_points, (1, q, 1, 2)), (b, q, 1, 2))
+    reference = F.view(reference_points, (1, q, 1, 2))
     offsets = F.permute(F.view(sampling_offsets, (q, m, b, 1, p, 2)), (2, 0, 1, 3, 4, 5))  # (B,Q,M,1,P,2)
     logits = F.permute(attention_logits, (2, 0, 1, 3))  # (B,Q,M,P)
     return F.mean(deformable_attention(value, reference, offsets, logits, [spatial_shape]), 0)
