@@ -175,6 +175,18 @@ def merge_operation(library) -> Operation:
         (2 * classes, pixels), 0.0, dtype=torch.float32)  # fmt: skip
 
 
+def rotate_operation(library) -> Operation:
+    """The last frame's BEV, turned."""
+
+    def rotate(library, case, out, variant):
+        kernel_calls.rotate_nearest(library, **case, out=out)
+
+    return Operation(
+        "turning of the BEV map, 40000 x 256", None,
+        lambda: cases.rotate_case(torch.float16, DEVICE, MAP[0], 256, 1.3), rotate, composed("rotate_nearest"),
+        (40000, 256), 0.0)  # fmt: skip
+
+
 def plain_convolutions() -> dict[str, float]:
     """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
     times = {}
@@ -255,7 +267,7 @@ def main() -> None:
         variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
         todo = [(operation, variants) for operation in attention_operations()]
         todo += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
-        todo += [(merge_operation(library), [0])]
+        todo += [(merge_operation(library), [0]), (rotate_operation(library), [0])]
         rows = [measure(operation, library, tried, copy_rate, matrix_rate) for operation, tried in todo]
         plain = plain_convolutions()
     result = {

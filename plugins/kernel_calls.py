@@ -68,6 +68,15 @@ class MergeMasks(ctypes.Structure):
     ]
 
 
+class Rotate(ctypes.Structure):
+    """UniadRotate."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "matrix", "out")),
+        *((name, ctypes.c_int) for name in ("height", "width", "channels")),
+    ]
+
+
 def load(path) -> ctypes.CDLL:
     """The library at `path`."""
     return ctypes.CDLL(str(path))
@@ -280,6 +289,28 @@ def merge_masks(
     )
     _call(library, "uniad_merge_masks", arguments, masks)
     return lane, lane_score
+
+
+def rotate_nearest(
+    library: ctypes.CDLL,
+    input: torch.Tensor,
+    matrix: torch.Tensor,
+    shape: tuple[int, int],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """vision.rotate_nearest: (H*W,C), float32 (2,3) -> (H*W,C)."""
+    assert matrix.dtype == torch.float32 and matrix.shape == (2, 3)
+    (height, width), out = shape, poisoned(input.shape, input) if out is None else out
+    arguments = Rotate(
+        input=_pointer(input),
+        matrix=_pointer(matrix),
+        out=out.data_ptr(),
+        height=height,
+        width=width,
+        channels=input.shape[1],
+    )
+    _call(library, "uniad_rotate", arguments, input, TYPES[input.dtype])
+    return out
 
 
 def deform_conv_layout(library: ctypes.CDLL, x: torch.Tensor, outputs: int) -> int:

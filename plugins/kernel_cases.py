@@ -254,6 +254,26 @@ def merge_case(device, count: int, size: tuple[int, int], num_classes: int = 3) 
     }
 
 
+def rotate_case(dtype: torch.dtype, device, shape: tuple[int, int], channels: int, degrees: float) -> Case:
+    """Arguments of kernel_calls.rotate_nearest: any map, turned and moved by a third of a cell. The same everywhere."""
+    angle = math.radians(degrees)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    matrix = torch.tensor([[cosine, sine, 1 / 3], [-sine, cosine, -1 / 3]])
+    x = torch.randn(shape[0] * shape[1], channels).to(dtype)
+    return {"input": x.to(device), "matrix": matrix.to(device), "shape": shape}
+
+
+def rotate_reference(input: torch.Tensor, matrix: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """vision.rotate_nearest as the torch executor gives it on the CPU."""
+    from trtllm import Network, net_guard, vision
+    from trtllm.functional import make
+    from trtllm.torch_executor import TORCH, torch_executor
+
+    name = next(name for name, dtype in TORCH.items() if dtype == input.dtype)
+    with torch.inference_mode(), net_guard(Network(torch_executor("cpu"), name)):
+        return vision.rotate_nearest(make(input.cpu(), name), make(matrix.cpu(), "float32"), shape).handle
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected| in the Euclidean norm; infinite where a number is missing or shapes differ."""
     if actual.shape != expected.shape or not torch.isfinite(actual).all():

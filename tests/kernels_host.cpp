@@ -5,6 +5,7 @@
 #include "kernels/attention.cuh"
 #include "kernels/deform_conv.cuh"
 #include "kernels/merge_masks.cuh"
+#include "kernels/rotate.cuh"
 
 namespace {
 
@@ -164,6 +165,16 @@ struct MergeOnHost {
 
 extern "C" int uniad_merge_masks(const UniadMergeMasks* a, void*) {
     return uniad::run_merge_masks(*a, MergeOnHost{*a});
+}
+
+extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {
+    const int vectors = uniad::rotate_vectors(*a, type);
+    for (int cell = 0; vectors > 0 && cell < a->height * a->width; ++cell) {
+        for (int vector = 0; vector < vectors; ++vector) {
+            uniad::rotate_vector(*a, vectors, cell, vector);
+        }
+    }
+    return vectors > 0 ? 0 : uniad::kUnsupported;
 }
 
 extern "C" size_t uniad_merge_masks_workspace(int count, int pixels, int classes) {

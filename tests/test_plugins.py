@@ -146,7 +146,8 @@ def test_executor():
         V.after(points, value)
         masks, scores, labels = tensor("float32", 100, 1600), tensor("float32", 100), tensor("int32", 100)
         merged = merge_masks(masks, scores, labels, 3, 0.1)
-    flat, temporal, camera, again, conv, after, merge = executor.recorded
+        V.rotate_nearest(tensor(half, 60, 32), tensor("float32", 2, 3), (6, 10))
+    flat, temporal, camera, again, conv, after, merge, turn = executor.recorded
     assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40}
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
     assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
@@ -158,6 +159,7 @@ def test_executor():
     assert after == ("UniADAfter", [(6, 25, 4, 2), (1, 60, 8, 32)], {})
     assert merge == ("UniADMergeMasks", [(100, 1600), (100,), (100,)], {"classes": 3, "quality_thresh": 0.1})
     assert [x.dtype for x in merged] == ["int32", "float32"]
+    assert turn == ("UniADRotate", [(60, 32), (2, 3)], {"height": 6, "width": 10})
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,10 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for count, pixels, classes in ((1025, 1600, 3), (100, 262145, 3), (100, 1600, 65)):
         assert executor.merge_masks(tensor("float32", count, pixels), *vectors, classes, 0.1) is None
     assert executor.merge_masks(tensor("float32", 1024, 262144), *vectors, 64, 0.1) is not None
+    matrix = tensor("float32", 2, 3)
+    assert executor.rotate_nearest(tensor("float16", 60, 32), matrix, shape=(6, 10)) is None
+    executor.plugins = frozenset(["rotate_nearest"])
+    assert executor.rotate_nearest(tensor("float16", 60, 12), matrix, shape=(6, 10)) is None
 
 
 def test_numbers_of_the_header():

@@ -86,6 +86,11 @@ class HostKernels(TorchExecutor):
         lane, lane_score = kernel_calls.merge_masks(self.library, *arguments, num_classes, quality_thresh)
         return make(lane, "int32"), make(lane_score, "float32")
 
+    def rotate_nearest(self, x, matrix, shape):
+        if x.shape[1] * x.handle.element_size() % 16:
+            return None
+        return self._run(kernel_calls.rotate_nearest, (x, matrix), shape=shape)
+
 
 @pytest.fixture
 def kernels(library, monkeypatch):
@@ -379,3 +384,35 @@ def test_glue_compiles(include, source):
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]
     system = ["-isystem", include, "-isystem", CUDA / "include"]
     subprocess.run(["g++", *flags, *system, ROOT / "plugins" / "src" / source], check=True)
+
+
+ROTATIONS = [
+    ((40, 40), 128, 0.0),
+    ((30, 47), 8, 1.3),
+    ((200, 200), 16, -23.0),
+    ((5, 9), 24, 90.0),
+    ((40, 40), 8, 178.0),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("shape", "channels", "degrees"), ROTATIONS)
+def test_rotate(library, dtype, shape, channels, degrees):
+    """Bit by bit what the composition gives."""
+    case = cases.rotate_case(dtype, "cpu", shape, channels, degrees)
+    expected = cases.rotate_reference(**case)
+    assert torch.equal(kernel_calls.rotate_nearest(library, **case), expected)
+    broken = {**case, "matrix": case["matrix"] * 1.3}
+    assert not torch.equal(kernel_calls.rotate_nearest(library, **broken), expected)
+
+
+def test_rotated_history(kernels):
+    """The recorded rotations of the BEV map, by the kernel."""
+    test_bev_encoder.test_rotation_op()
+    assert kernels.calls["rotate_nearest"]
+
+
+def test_rotate_sizes_that_are_refused(library):
+    case = cases.rotate_case(torch.float16, "cpu", (4, 4), 4, 0.0)
+    with pytest.raises(RuntimeError, match="uniad_rotate: error 1"):
+        kernel_calls.rotate_nearest(library, **case)

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 3
+#define UNIAD_PLUGINS_VERSION 4
 #define UNIAD_MAX_LEVELS 8
 #define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
 #define UNIAD_HOPPER_OUTPUTS 256
@@ -112,6 +112,16 @@ typedef struct UniadMergeMasks {
     float quality_thresh;
 } UniadMergeMasks;
 
+/* A map (H*W,C) turned about its centre by a 2 x 3 matrix from centred output cells (x, y) to centred input cells ->
+ * (H*W,C), the nearest cells, zeros outside (torchvision.transforms.functional.rotate). C elements are a multiple of 16
+ * bytes. */
+typedef struct UniadRotate {
+    const void* input;
+    const float* matrix; /* row-major: x, then y */
+    void* out;
+    int height, width, channels;
+} UniadRotate;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -126,6 +136,8 @@ UNIAD_API int uniad_deform_conv_layout(int cells, int channels, int out_channels
 UNIAD_API int uniad_merge_masks(const UniadMergeMasks* arguments, void* stream);
 /* Bytes for so many masks, pixels and classes; 0 for sizes that no kernel was built for. */
 UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes);
+
+UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

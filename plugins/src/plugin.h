@@ -181,11 +181,12 @@ private:
     std::string namespace_;
 };
 
-/// The creators of after_plugin.cpp, attention_plugins.cpp, deform_conv_plugin.cpp and merge_masks_plugin.cpp.
+/// The creators of the *_plugin.cpp and attention_plugins.cpp.
 nvinfer1::IPluginCreator* afterCreator();
 nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
+nvinfer1::IPluginCreator* rotateCreator();
 
 }  // namespace uniad

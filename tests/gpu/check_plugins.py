@@ -245,6 +245,24 @@ def check_merge(checks: Checks, library, small: bool) -> None:
         checks.report(f"{name} (broken on purpose)", any(wrong), f"{wrong} elements differ")
 
 
+def check_rotate(checks: Checks, library, small: bool) -> None:
+    """Bit by bit: rows are copied, and which ones is decided as in the composition."""
+    sizes = [((40, 40), 128, 1.3), ((30, 47), 8, -23.0), ((5, 9), 24, 90.0)]
+    sizes += [] if small else [((200, 200), 256, degrees) for degrees in (0.0, 0.7, -3.1, 178.0)]
+    for shape, channels, degrees in sizes:
+        for dtype in (torch.float32, torch.float16):
+            case = cases.rotate_case(dtype, DEVICE, shape, channels, degrees)
+            expected = cases.rotate_reference(**case).to(DEVICE)
+            name = f"map {shape} of {channels} channels turned by {degrees} degrees"
+            buffer = kernel_calls.poisoned((expected.numel() + GUARD,), expected)
+            out = buffer[: expected.numel()].view(expected.shape)
+            kernel_calls.rotate_nearest(library, **case, out=out)
+            wrong, guarded = int((out != expected).sum()), bool(torch.isnan(buffer[expected.numel() :]).all())
+            checks.report(f"{name} {str(dtype)[6:]}", not wrong and guarded, f"{wrong} elements differ")
+        broken = kernel_calls.rotate_nearest(library, **{**case, "matrix": case["matrix"] * 1.3})
+        checks.must_differ(f"{name}, larger", broken, expected.double())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="no full-size cases")
@@ -269,6 +287,7 @@ def main() -> int:
         check_camera(checks, library, variants, options.small)
         check_deform_conv(checks, library, build_facts, options.small)
         check_merge(checks, library, options.small)
+        check_rotate(checks, library, options.small)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

@@ -11,7 +11,6 @@ from trtllm import Module, ModuleList, Parameter, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
 
-
 MOST_KEYS = 1000  # that one matrix product of an attention sums over
 
 

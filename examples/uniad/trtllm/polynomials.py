@@ -30,7 +30,8 @@ def sine(executor: Any, x: Any) -> Any:
 
     sin(x) = cos(y) with y = |x - pi/2|, and cos(y) = cos(|y - c|) where c is a number of full turns: taking the
     smaller of y and |y - c| halves the range of y. To drop whole turns by a cast to integers and back is shorter, but
-    TensorRT 8.6 rounds it otherwise in float16 networks, which gave sines of up to 9. Beyond its range this gives some value in [-1, 1].
+    TensorRT 8.6 rounds it otherwise in float16 networks, which gave sines of up to 9. Beyond its range this gives some
+    value in [-1, 1].
     """
 
     def number(value: float) -> Any:

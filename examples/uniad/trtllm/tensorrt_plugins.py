@@ -19,7 +19,7 @@ from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
-VERSION = 3  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
+VERSION = 4  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
 COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # UniadWeightLayout there
 HOPPER_CHANNELS, HOPPER_OUTPUTS = 64, 256  # UNIAD_… there
 MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64  # UNIAD_… there
@@ -29,6 +29,7 @@ OPERATIONS = (
     "camera_cross_attention",
     "modulated_deform_conv2d_norm",
     "merge_masks",
+    "rotate_nearest",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library
@@ -294,6 +295,13 @@ class PluginExecutor(TensorRTExecutor):
             quality_thresh=float(quality_thresh),
         )
         return tuple(Tensor(x, dtype, self.shape_of(x)) for x, dtype in zip(handles, ("int32", "float32")))
+
+    def rotate_nearest(self, x: Tensor, matrix: Tensor, shape: tuple[int, int]):
+        if "rotate_nearest" not in self.plugins or x.shape[1] * np.dtype(x.dtype).itemsize % 16:
+            return None
+        inputs, (height, width) = [x.handle, matrix.handle], shape
+        handle = self._plugin("UniADRotate", "rotate_nearest", inputs, x.dtype, height=height, width=width)
+        return Tensor(handle, x.dtype, self.shape_of(handle))
 
 
 def _fits(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> bool:

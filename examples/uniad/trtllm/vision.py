@@ -421,6 +421,9 @@ def rotate_nearest(input: Tensor, matrix: Tensor, shape: tuple[int, int]) -> Ten
     Returns:
         (H*W,C): each row one row of the input, or zeros.
     """
+    custom = offered("rotate_nearest", input, matrix, shape=tuple(shape))
+    if custom is not None:
+        return custom
     h, w = shape
     # Multiplied out element by element: a matrix product may run in TF32, and nearest sampling forgives nothing. The
     # detour over [-1,1] is grid_sample's, for its roundings.

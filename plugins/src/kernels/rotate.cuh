@@ -1,0 +1,54 @@
+// A map turned about its centre by nearest cells: what vision.rotate_nearest composes, to the bit. In float16 networks
+// TensorRT 8.6 stores the composition's positions, or the matrix itself, in float16, and then takes other cells.
+#pragma once
+
+#include "../kernels.h"
+#include "host_device.cuh"
+
+namespace uniad {
+
+constexpr int kVectorBytes = 16;  // what a thread copies of an output cell
+
+/// A product and a sum that are rounded each for itself, as in the composition: the compiler must not join them.
+UNIAD_HD float product(float x, float y) {
+#if defined(__CUDA_ARCH__)
+    return __fmul_rn(x, y);
+#else
+    return x * y;
+#endif
+}
+UNIAD_HD float sum(float x, float y) {
+#if defined(__CUDA_ARCH__)
+    return __fadd_rn(x, y);
+#else
+    return x + y;
+#endif
+}
+
+/// The input cell along one axis of `size` cells, rounded half to even, that an output cell (x, y) from the map's centre
+/// shows. `row` is the axis's row of the matrix.
+UNIAD_HD float input_place(const float* row, float x, float y, int size) {
+    const float half = 0.5f * size;
+    const float at = sum(sum(product(x, row[0] / half), product(y, row[1] / half)), row[2] / half);
+    return rintf(product(sum(product(sum(at, 1.0f), static_cast<float>(size)), -1.0f), 0.5f));
+}
+
+/// How many vectors a cell has; 0 for sizes that there is no kernel for.
+UNIAD_HD int rotate_vectors(const UniadRotate& a, int type) {
+    const int bytes = a.channels * (type == UNIAD_FLOAT16 ? 2 : 4);
+    return a.height > 0 && a.width > 0 && bytes > 0 && bytes % kVectorBytes == 0 ? bytes / kVectorBytes : 0;
+}
+
+/// One vector of one output cell.
+UNIAD_HD void rotate_vector(const UniadRotate& a, int vectors, int cell, int vector) {
+    const float x = cell % a.width - 0.5f * a.width + 0.5f, y = cell / a.width - 0.5f * a.height + 0.5f;
+    const float column = input_place(a.matrix, x, y, a.width), row = input_place(a.matrix + 3, x, y, a.height);
+    Pack<float, 4> shown{};
+    if (column > -0.5f && column < a.width - 0.5f && row > -0.5f && row < a.height - 0.5f) {
+        const int from = static_cast<int>(row) * a.width + static_cast<int>(column);
+        shown = load<float, 4>(static_cast<const float*>(a.input) + (static_cast<int64_t>(from) * vectors + vector) * 4);
+    }
+    store(static_cast<float*>(a.out) + (static_cast<int64_t>(cell) * vectors + vector) * 4, shown);
+}
+
+}  // namespace uniad
