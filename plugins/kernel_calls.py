@@ -68,6 +68,16 @@ class MergeMasks(ctypes.Structure):
     ]
 
 
+class PointSampling(ctypes.Structure):
+    """UniadPointSampling."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("lidar2img", "x", "y", "z", "reference", "visible")),
+        *((name, ctypes.c_int) for name in ("cameras", "cells", "anchors")),
+        *((name, ctypes.c_float) for name in ("width", "height", "min_depth")),
+    ]
+
+
 class Rotate(ctypes.Structure):
     """UniadRotate."""
 
@@ -289,6 +299,38 @@ def merge_masks(
     )
     _call(library, "uniad_merge_masks", arguments, masks)
     return lane, lane_score
+
+
+def point_sampling(
+    library: ctypes.CDLL,
+    lidar2img: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    z: torch.Tensor,
+    size: tuple[float, float],
+    min_depth: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """lidar2img (N,4,4), x, y (B), z (Z), all float32 -> reference points (N,B,Z,2) and int32 visible (N,B,Z)."""
+    assert {t.dtype for t in (lidar2img, x, y, z)} == {torch.float32}
+    shape = (len(lidar2img), len(x), len(z))
+    reference = poisoned((*shape, 2), lidar2img)
+    visible = poisoned(shape, torch.empty(0, dtype=torch.int32, device=lidar2img.device))
+    arguments = PointSampling(
+        lidar2img=_pointer(lidar2img),
+        x=_pointer(x),
+        y=_pointer(y),
+        z=_pointer(z),
+        reference=_pointer(reference),
+        visible=_pointer(visible),
+        cameras=shape[0],
+        cells=shape[1],
+        anchors=shape[2],
+        width=size[0],
+        height=size[1],
+        min_depth=min_depth,
+    )
+    _call(library, "uniad_point_sampling", arguments, lidar2img)
+    return reference, visible
 
 
 def rotate_nearest(

@@ -114,6 +114,20 @@ def camera_rig_points(model: str) -> tuple[torch.Tensor, torch.Tensor, int]:
         return points.handle.clone(), mask.handle.clone(), config.bev_w
 
 
+def point_sampling_case(model: str, device) -> Case:
+    """Arguments of kernel_calls.point_sampling, which must give what camera_rig_points does."""
+    from config import load_config
+    from data.recipe import _lidar2img
+    from layers.bev_encoder import MIN_DEPTH, pillar_points
+
+    config = load_config(model)
+    matrices = _lidar2img(config.image_height, config.image_width).astype(np.float32)
+    arrays = {"lidar2img": matrices, **dict(zip("xyz", pillar_points(config)))}
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    tensors |= {name: tensors[name].flatten().contiguous() for name in "xyz"}
+    return {**tensors, "size": (config.padded_width, config.padded_height), "min_depth": MIN_DEPTH}
+
+
 def _sample(value, locations, weights, shapes: Shapes) -> torch.Tensor:
     """float64: value (B,S,M,C) at locations (B,Q,M,L,P,2) in [0,1] with weights (B,Q,M,L,P) -> (B,Q,M*C)."""
     b, _, m, c = value.shape

@@ -5,6 +5,7 @@
 #include "kernels/attention.cuh"
 #include "kernels/deform_conv.cuh"
 #include "kernels/merge_masks.cuh"
+#include "kernels/point_sampling.cuh"
 #include "kernels/rotate.cuh"
 
 namespace {
@@ -165,6 +166,14 @@ struct MergeOnHost {
 
 extern "C" int uniad_merge_masks(const UniadMergeMasks* a, void*) {
     return uniad::run_merge_masks(*a, MergeOnHost{*a});
+}
+
+extern "C" int uniad_point_sampling(const UniadPointSampling* a, void*) {
+    const int count = a->cameras * a->cells * a->anchors;
+    for (int index = 0; index < count; ++index) {
+        uniad::sample_point(*a, index);
+    }
+    return count > 0 ? 0 : uniad::kUnsupported;
 }
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {

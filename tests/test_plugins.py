@@ -147,19 +147,24 @@ def test_executor():
         masks, scores, labels = tensor("float32", 100, 1600), tensor("float32", 100), tensor("int32", 100)
         merged = merge_masks(masks, scores, labels, 3, 0.1)
         V.rotate_nearest(tensor(half, 60, 32), tensor("float32", 2, 3), (6, 10))
-    flat, temporal, camera, again, conv, after, merge, turn = executor.recorded
+        vectors = (tensor("float32", size) for size in (25, 25, 4))
+        executor.point_sampling(tensor("float32", 6, 4, 4), *vectors, size=(64, 32), min_depth=1e-5)
+    flat, temporal, camera, again, conv, after, merge, turn, project = executor.recorded
     assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40}
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
     assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
     assert camera == again
     assert camera[2]["grid_width"] == 5
-    assert list(executor._constants) == [("as int32", "bool (6, 25, 4)")]  # cast once
+    # cast once; or not at all
+    assert list(executor._constants) == [("as int32", "bool (6, 25, 4)"), ("as int32", "point_sampling as bool")]
     assert conv[1] == [(2, 32, 5, 6), (2, 27, 5, 6), (1, 9, 64, 32), (64,)]
     assert conv[2] == {"stride": 1, "padding": 1, "relu": 1, "layout": COMMON_LAYOUT}
     assert after == ("UniADAfter", [(6, 25, 4, 2), (1, 60, 8, 32)], {})
     assert merge == ("UniADMergeMasks", [(100, 1600), (100,), (100,)], {"classes": 3, "quality_thresh": 0.1})
     assert [x.dtype for x in merged] == ["int32", "float32"]
     assert turn == ("UniADRotate", [(60, 32), (2, 3)], {"height": 6, "width": 10})
+    attributes = {"width": 64.0, "height": 32.0, "min_depth": 1e-5}
+    assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
 
 
 @pytest.mark.parametrize(

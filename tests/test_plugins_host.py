@@ -86,6 +86,12 @@ class HostKernels(TorchExecutor):
         lane, lane_score = kernel_calls.merge_masks(self.library, *arguments, num_classes, quality_thresh)
         return make(lane, "int32"), make(lane_score, "float32")
 
+    def point_sampling(self, *tensors, size, min_depth):
+        self.calls["point_sampling"] += 1
+        arguments = (x.handle.contiguous() for x in tensors)
+        points, visible = kernel_calls.point_sampling(self.library, *arguments, size, min_depth)
+        return make(points, "float32"), make(visible.bool(), "bool")
+
     def rotate_nearest(self, x, matrix, shape):
         if x.shape[1] * x.handle.element_size() % 16:
             return None
@@ -404,6 +410,29 @@ def test_rotate(library, dtype, shape, channels, degrees):
     assert torch.equal(kernel_calls.rotate_nearest(library, **case), expected)
     broken = {**case, "matrix": case["matrix"] * 1.3}
     assert not torch.equal(kernel_calls.rotate_nearest(library, **broken), expected)
+
+
+def test_projection(kernels):
+    """The recorded projections by the kernel; to the bit what the composition gives."""
+    test_bev_encoder.test_projection_into_the_cameras()
+    assert kernels.calls["point_sampling"]
+    config, matrices = test_bev_encoder.tiny_config(), test_bev_encoder.tiny_frame(0)["in.lidar2img"]
+    wider, results = matrices * np.array([1.05, 1, 1, 1], matrices.dtype).reshape(4, 1), []
+    for method in (HostKernels.point_sampling, None):
+        with pytest.MonkeyPatch.context() as patch, network_support.torch_network():
+            patch.setattr(HostKernels, "point_sampling", method)
+            const = network_support.const
+            results.append([t.handle for t in test_bev_encoder.point_sampling(const(matrices), config)])
+            results.append([t.handle for t in test_bev_encoder.point_sampling(const(wider), config)])
+    ours, other, composed, _ = results
+    assert all(map(torch.equal, ours, composed)) and not any(map(torch.equal, other, composed))
+
+
+def test_projection_of_the_rig(library):
+    """What the GPU check compares with."""
+    points, visible = kernel_calls.point_sampling(library, **cases.point_sampling_case("tiny_e2e", "cpu"))
+    expected, mask, _ = cases.camera_rig_points("tiny_e2e")
+    assert torch.equal(points, expected) and torch.equal(visible, mask.int()) and mask.any()
 
 
 def test_rotated_history(kernels):

@@ -21,7 +21,7 @@ struct After : OneOutput<After> {
 
     bool valid() const { return true; }
 
-    DimsExprs outputDimensions(const DimsExprs* inputs, nvinfer1::IExprBuilder&) const { return inputs[0]; }
+    DimsExprs outputDimensions(int, const DimsExprs* inputs, nvinfer1::IExprBuilder&) const { return inputs[0]; }
     bool supports(int position, const PluginTensorDesc* tensors) const {
         const PluginTensorDesc& tensor = tensors[position];
         if (position == 1) {

@@ -39,7 +39,7 @@ struct DeformableAttention : OneOutput<DeformableAttention> {
 
     bool valid() const { return spatial_shapes.count() > 0 && !(num_queries > 0 && mean != 0); }
 
-    DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder& builder) const {
+    DimsExprs outputDimensions(int, const DimsExprs* inputs, IExprBuilder& builder) const {
         const DimsExprs& value = inputs[0];
         DimsExprs out;
         out.nbDims = mean != 0 ? 2 : 3;
@@ -96,7 +96,7 @@ struct CameraAttention : OneOutput<CameraAttention> {
 
     bool valid() const { return spatial_shapes.count() > 0; }
 
-    DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder& builder) const {
+    DimsExprs outputDimensions(int, const DimsExprs* inputs, IExprBuilder& builder) const {
         const DimsExprs& value = inputs[0];
         DimsExprs out;
         out.nbDims = 2;

@@ -30,7 +30,7 @@ struct DeformConv : OneOutput<DeformConv> {
         return stride > 0 && padding >= 0 && (layout == UNIAD_LAYOUT_COMMON || (hopper && half != 0));
     }
 
-    DimsExprs outputDimensions(const DimsExprs* inputs, nvinfer1::IExprBuilder&) const {
+    DimsExprs outputDimensions(int, const DimsExprs* inputs, nvinfer1::IExprBuilder&) const {
         DimsExprs out = inputs[1];
         out.d[0] = inputs[0].d[0];
         out.d[1] = inputs[3].d[0];

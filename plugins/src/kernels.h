@@ -122,6 +122,20 @@ typedef struct UniadRotate {
     int height, width, channels;
 } UniadRotate;
 
+/* The anchors of pillars (x, y, z), metres, in N cameras: lidar2img (N,4,4), x (B), y (B), z (Z) -> reference (N,B,Z,2),
+ * fractions of width and height, and visible int32 (N,B,Z), farther than min_depth and strictly inside; all else float32
+ * (BEVFormer's point_sampling). */
+typedef struct UniadPointSampling {
+    const float* lidar2img;
+    const float* x;
+    const float* y;
+    const float* z;
+    float* reference;
+    int* visible;
+    int cameras, cells, anchors; /* N, B, Z */
+    float width, height, min_depth;
+} UniadPointSampling;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -137,6 +151,7 @@ UNIAD_API int uniad_merge_masks(const UniadMergeMasks* arguments, void* stream);
 /* Bytes for so many masks, pixels and classes; 0 for sizes that no kernel was built for. */
 UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes);
 
+UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);

@@ -20,7 +20,7 @@ struct MergeMasks {
     bool valid() const { return half == 0 && classes > 0 && classes <= UNIAD_MERGE_MAX_CLASSES; }
     DataType outputType(int output) const { return output == 0 ? DataType::kINT32 : DataType::kFLOAT; }
 
-    DimsExprs outputDimensions(const DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const {
+    DimsExprs outputDimensions(int, const DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const {
         DimsExprs out = inputs[0];
         out.d[0] = builder.constant(classes);
         return out;

@@ -3,7 +3,7 @@
 //   static const Attribute kAttributes[kAttributeCount];
 //   bool valid() const;                                                  // are the attributes possible?
 //   DataType outputType(int output) const;
-//   DimsExprs outputDimensions(const DimsExprs* inputs, IExprBuilder&) const;  // of every output
+//   DimsExprs outputDimensions(int output, const DimsExprs* inputs, IExprBuilder&) const;
 //   bool supports(int position, const PluginTensorDesc* tensors) const;  // all inputs, then the outputs
 //   size_t workspace(const PluginTensorDesc* in) const;                  // bytes of scratch memory
 //   int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void* workspace,
@@ -57,9 +57,9 @@ public:
 
     // --- the operation
     int32_t getNbOutputs() const noexcept override { return Op::kOutputs; }
-    nvinfer1::DimsExprs getOutputDimensions(int32_t, const nvinfer1::DimsExprs* inputs, int32_t,
+    nvinfer1::DimsExprs getOutputDimensions(int32_t output, const nvinfer1::DimsExprs* inputs, int32_t,
                                             nvinfer1::IExprBuilder& builder) noexcept override {
-        return op_.outputDimensions(inputs, builder);
+        return op_.outputDimensions(output, inputs, builder);
     }
     nvinfer1::DataType getOutputDataType(int32_t output, const nvinfer1::DataType*, int32_t) const noexcept override {
         return op_.outputType(output);
@@ -187,6 +187,7 @@ nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
+nvinfer1::IPluginCreator* pointSamplingCreator();
 nvinfer1::IPluginCreator* rotateCreator();
 
 }  // namespace uniad

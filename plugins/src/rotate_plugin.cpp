@@ -17,7 +17,7 @@ struct Rotate : OneOutput<Rotate> {
 
     bool valid() const { return height > 0 && width > 0; }
 
-    DimsExprs outputDimensions(const DimsExprs* inputs, nvinfer1::IExprBuilder&) const { return inputs[0]; }
+    DimsExprs outputDimensions(int, const DimsExprs* inputs, nvinfer1::IExprBuilder&) const { return inputs[0]; }
     bool supports(int position, const PluginTensorDesc* tensors) const {
         return isLinear(tensors[position], position == 1 ? DataType::kFLOAT : floatType(half));
     }

@@ -245,6 +245,19 @@ def check_merge(checks: Checks, library, small: bool) -> None:
         checks.report(f"{name} (broken on purpose)", any(wrong), f"{wrong} elements differ")
 
 
+def check_point_sampling(checks: Checks, library, small: bool) -> None:
+    """Bit by bit what the composition gives on the CPU."""
+    for model in ("tiny_e2e",) if small else ("tiny_e2e", "base_e2e"):
+        case, (expected, mask, _) = cases.point_sampling_case(model, DEVICE), cases.camera_rig_points(model)
+        points, visible = (x.cpu() for x in kernel_calls.point_sampling(library, **case))
+        wrong = [int((points != expected).sum()), int((visible != mask).sum())]
+        checks.report(f"projection, {model}", not any(wrong), f"{wrong} elements differ")
+        wider = case["lidar2img"] * torch.tensor([1.05, 1.0, 1.0, 1.0], device=DEVICE).view(4, 1)
+        points, _ = kernel_calls.point_sampling(library, **{**case, "lidar2img": wider})
+        count = int((points.cpu() != expected).sum())
+        checks.report(f"projection, {model} (broken on purpose)", count > points.numel() // 4, f"{count} differ")
+
+
 def check_rotate(checks: Checks, library, small: bool) -> None:
     """Bit by bit: rows are copied, and which ones is decided as in the composition."""
     sizes = [((40, 40), 128, 1.3), ((30, 47), 8, -23.0), ((5, 9), 24, 90.0)]
@@ -288,6 +301,7 @@ def main() -> int:
         check_deform_conv(checks, library, build_facts, options.small)
         check_merge(checks, library, options.small)
         check_rotate(checks, library, options.small)
+        check_point_sampling(checks, library, options.small)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

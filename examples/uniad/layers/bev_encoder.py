@@ -61,7 +61,12 @@ def point_sampling(lidar2img: Tensor, config: UniADConfig) -> tuple[Tensor, Tens
         reference_points_cam, float32 (6,B,Z,2): x, y in fractions of the *padded* image; and the mask, bool (6,B,Z):
         in front of the camera and strictly inside the image.
     """
-    x, y, z = (F.constant(p[None]) for p in pillar_points(config))  # (1,B,1) (1,B,1) (1,1,Z)
+    anchors, size = pillar_points(config), (config.padded_width, config.padded_height)
+    flat = [F.constant(p.reshape(-1)) for p in anchors]  # (B) (B) (Z)
+    custom = V.offered("point_sampling", lidar2img, *flat, size=size, min_depth=MIN_DEPTH)
+    if custom is not None:
+        return custom
+    x, y, z = (F.constant(p[None]) for p in anchors)  # (1,B,1) (1,B,1) (1,1,Z)
 
     def row(index: int) -> Tensor:
         # Multiplied out element by element, in the matrix product's order: a matrix product of the same numbers may
@@ -71,8 +76,7 @@ def point_sampling(lidar2img: Tensor, config: UniADConfig) -> tuple[Tensor, Tens
 
     depth = row(2)
     divisor = F.maximum(depth, MIN_DEPTH)
-    u = row(0) / divisor / float(config.padded_width)
-    v = row(1) / divisor / float(config.padded_height)
+    u, v = (row(axis) / divisor / float(size[axis]) for axis in (0, 1))
     mask = depth > MIN_DEPTH
     for position in (u, v):
         mask = F.op_and(mask, F.op_and(position > 0.0, position < 1.0))

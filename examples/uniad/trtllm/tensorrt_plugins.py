@@ -29,6 +29,7 @@ OPERATIONS = (
     "camera_cross_attention",
     "modulated_deform_conv2d_norm",
     "merge_masks",
+    "point_sampling",
     "rotate_nearest",
 )
 LIBRARY = "libuniad_plugins.so"
@@ -295,6 +296,16 @@ class PluginExecutor(TensorRTExecutor):
             quality_thresh=float(quality_thresh),
         )
         return tuple(Tensor(x, dtype, self.shape_of(x)) for x, dtype in zip(handles, ("int32", "float32")))
+
+    def point_sampling(self, lidar2img: Tensor, x: Tensor, y: Tensor, z: Tensor, size, min_depth):
+        if "point_sampling" not in self.plugins:
+            return None
+        (width, height), inputs = map(float, size), [t.handle for t in (lidar2img, x, y, z)]
+        attributes = {"width": width, "height": height, "min_depth": min_depth}
+        points, seen = self._plugin("UniADPointSampling", "point_sampling", inputs, "float32", "int32", **attributes)
+        visible = Tensor(self.cast(seen, "int32", "bool"), "bool", self.shape_of(seen))
+        self._constants["as int32", visible.handle.name] = seen  # camera_cross_attention takes it as it is
+        return Tensor(points, "float32", self.shape_of(points)), visible
 
     def rotate_nearest(self, x: Tensor, matrix: Tensor, shape: tuple[int, int]):
         if "rotate_nearest" not in self.plugins or x.shape[1] * np.dtype(x.dtype).itemsize % 16:

@@ -4,26 +4,11 @@
 
 #include "../kernels.h"
 #include "host_device.cuh"
+#include "rounding.cuh"
 
 namespace uniad {
 
 constexpr int kVectorBytes = 16;  // what a thread copies of an output cell
-
-/// A product and a sum that are rounded each for itself, as in the composition: the compiler must not join them.
-UNIAD_HD float product(float x, float y) {
-#if defined(__CUDA_ARCH__)
-    return __fmul_rn(x, y);
-#else
-    return x * y;
-#endif
-}
-UNIAD_HD float sum(float x, float y) {
-#if defined(__CUDA_ARCH__)
-    return __fadd_rn(x, y);
-#else
-    return x + y;
-#endif
-}
 
 /// The input cell along one axis of `size` cells, rounded half to even, that an output cell (x, y) from the map's centre
 /// shows. `row` is the axis's row of the matrix.
