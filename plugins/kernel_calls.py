@@ -78,6 +78,17 @@ class PointSampling(ctypes.Structure):
     ]
 
 
+class Propagate(ctypes.Structure):
+    """UniadPropagate."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("ref_pts", "velocity", "l2g_r_prev", "l2g_t_prev", "l2g_t")),
+        *((name, ctypes.c_void_p) for name in ("l2g_r_inv", "time_delta", "out")),
+        ("tracks", ctypes.c_int),
+        *((name, ctypes.c_float * 3) for name in ("low", "size")),
+    ]
+
+
 class Rotate(ctypes.Structure):
     """UniadRotate."""
 
@@ -331,6 +342,24 @@ def point_sampling(
     )
     _call(library, "uniad_point_sampling", arguments, lidar2img)
     return reference, visible
+
+
+def propagate(
+    library: ctypes.CDLL, ref_pts: torch.Tensor, *others: torch.Tensor, low: Sequence[float], size: Sequence[float]
+) -> torch.Tensor:
+    """ref_pts (T,3), then velocity, l2g_r_prev, l2g_t_prev, l2g_t, l2g_r_inv, time_delta, all float32 -> (T,3)."""
+    tensors = (ref_pts, *others)
+    assert len(tensors) == 7 and {t.dtype for t in tensors} == {torch.float32}
+    out, names = poisoned(ref_pts.shape, ref_pts), [name for name, _ in Propagate._fields_]
+    arguments = Propagate(
+        **dict(zip(names, map(_pointer, tensors))),
+        out=_pointer(out),
+        tracks=len(ref_pts),
+        low=tuple(low),
+        size=tuple(size),
+    )
+    _call(library, "uniad_propagate", arguments, ref_pts)
+    return out
 
 
 def rotate_nearest(

@@ -268,6 +268,38 @@ def merge_case(device, count: int, size: tuple[int, int], num_classes: int = 3) 
     }
 
 
+def propagate_case(device, tracks: int) -> Case:
+    """Arguments of kernel_calls.propagate: poses a kilometre from the origin, ten metres from each other."""
+
+    def rotation(degrees: float) -> torch.Tensor:
+        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        return torch.tensor([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+
+    here = torch.tensor([1208.3, -873.9, 4.1])
+    tensors = {
+        "ref_pts": torch.randn(tracks, 3) * 2,
+        "velocity": torch.randn(tracks, 2) * 5,
+        "l2g_r_prev": rotation(31.0),
+        "l2g_t_prev": here - torch.tensor([6.1, -7.7, 0.2]),
+        "l2g_t": here,
+        "l2g_r_inv": rotation(-33.0),
+        "time_delta": torch.tensor([0.5]),
+    }
+    return {name: x.to(device) for name, x in tensors.items()}
+
+
+def propagate_reference(range_: tuple[float, ...], **tensors: torch.Tensor) -> torch.Tensor:
+    """layers.track_life_cycle.propagate as the torch executor gives it on the CPU; range_ as config.pc_range."""
+    from layers.track_life_cycle import EgoMotion, propagate
+    from trtllm import Network, net_guard
+    from trtllm.functional import make
+    from trtllm.torch_executor import torch_executor
+
+    with torch.inference_mode(), net_guard(Network(torch_executor("cpu"), "float32")):
+        ref_pts, velocity, *motion = (make(x.cpu(), "float32") for x in tensors.values())
+        return propagate(ref_pts, velocity, EgoMotion(*motion), range_).handle
+
+
 def rotate_case(dtype: torch.dtype, device, shape: tuple[int, int], channels: int, degrees: float) -> Case:
     """Arguments of kernel_calls.rotate_nearest: any map, turned and moved by a third of a cell. The same everywhere."""
     angle = math.radians(degrees)

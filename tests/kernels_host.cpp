@@ -6,6 +6,7 @@
 #include "kernels/deform_conv.cuh"
 #include "kernels/merge_masks.cuh"
 #include "kernels/point_sampling.cuh"
+#include "kernels/propagate.cuh"
 #include "kernels/rotate.cuh"
 
 namespace {
@@ -174,6 +175,13 @@ extern "C" int uniad_point_sampling(const UniadPointSampling* a, void*) {
         uniad::sample_point(*a, index);
     }
     return count > 0 ? 0 : uniad::kUnsupported;
+}
+
+extern "C" int uniad_propagate(const UniadPropagate* a, void*) {
+    for (int track = 0; track < a->tracks; ++track) {
+        uniad::propagate_point(*a, track);
+    }
+    return a->tracks > 0 ? 0 : uniad::kUnsupported;
 }
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {

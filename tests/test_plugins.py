@@ -163,6 +163,8 @@ def test_executor():
     assert merge == ("UniADMergeMasks", [(100, 1600), (100,), (100,)], {"classes": 3, "quality_thresh": 0.1})
     assert [x.dtype for x in merged] == ["int32", "float32"]
     assert turn == ("UniADRotate", [(60, 32), (2, 3)], {"height": 6, "width": 10})
+    executor.propagate(*(tensor("float32", 5, 3) for _ in range(7)), low=(-1.0,) * 3, size=(2.0,) * 3)
+    assert executor.recorded[-1] == ("UniADPropagate", [(5, 3)] * 7, {"low": (-1.0,) * 3, "size": (2.0,) * 3})
     attributes = {"width": 64.0, "height": 32.0, "min_depth": 1e-5}
     assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
 

@@ -92,6 +92,9 @@ class HostKernels(TorchExecutor):
         points, visible = kernel_calls.point_sampling(self.library, *arguments, size, min_depth)
         return make(points, "float32"), make(visible.bool(), "bool")
 
+    def propagate(self, *tensors, low, size):
+        return self._run(kernel_calls.propagate, tensors, low=low, size=size)
+
     def rotate_nearest(self, x, matrix, shape):
         if x.shape[1] * x.handle.element_size() % 16:
             return None
@@ -426,6 +429,21 @@ def test_projection(kernels):
             results.append([t.handle for t in test_bev_encoder.point_sampling(const(wider), config)])
     ours, other, composed, _ = results
     assert all(map(torch.equal, ours, composed)) and not any(map(torch.equal, other, composed))
+
+
+RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+LOW_SIZE = {"low": RANGE[:3], "size": (102.4, 102.4, 8.0)}
+
+
+def test_propagate(library):
+    """A millimetre, which is what float32 knows a kilometre away; float16 poses are metres off."""
+    case = cases.propagate_case("cpu", 300)
+    expected = torch.sigmoid(cases.propagate_reference(RANGE, **case)) * 102.4
+    metres = torch.sigmoid(kernel_calls.propagate(library, *case.values(), **LOW_SIZE)) * 102.4
+    assert (metres - expected).abs().max() < 1e-3
+    coarse = [case[name].half().float() if name.startswith("l2g_t") else case[name] for name in case]
+    metres = torch.sigmoid(kernel_calls.propagate(library, *coarse, **LOW_SIZE)) * 102.4
+    assert (metres - expected).abs().max() > 0.1
 
 
 def test_projection_of_the_rig(library):

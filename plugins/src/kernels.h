@@ -136,6 +136,22 @@ typedef struct UniadPointSampling {
     float width, height, min_depth;
 } UniadPointSampling;
 
+/* Reference points of T tracks, logits of fractions of a range of metres, moved from the last frame's axes into this
+ * one's: ref_pts (T,3), velocity (T,2) m/s, l2g_r_prev (3,3), l2g_t_prev (3), l2g_t (3), l2g_r_inv (3,3), row vectors,
+ * time_delta (1) -> (T,3); all float32 (UniAD's velo_update). */
+typedef struct UniadPropagate {
+    const float* ref_pts;
+    const float* velocity;
+    const float* l2g_r_prev;
+    const float* l2g_t_prev;
+    const float* l2g_t;
+    const float* l2g_r_inv;
+    const float* time_delta;
+    float* out;
+    int tracks;             /* T */
+    float low[3], size[3];  /* of the range */
+} UniadPropagate;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -152,6 +168,7 @@ UNIAD_API int uniad_merge_masks(const UniadMergeMasks* arguments, void* stream);
 UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes);
 
 UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
+UNIAD_API int uniad_propagate(const UniadPropagate* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);

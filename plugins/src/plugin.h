@@ -188,6 +188,7 @@ nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
 nvinfer1::IPluginCreator* pointSamplingCreator();
+nvinfer1::IPluginCreator* propagateCreator();
 nvinfer1::IPluginCreator* rotateCreator();
 
 }  // namespace uniad

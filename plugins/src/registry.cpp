@@ -23,7 +23,8 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
     int count = 0;
     for (nvinfer1::IPluginCreator* creator :
          {uniad::afterCreator(), uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(),
-          uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::rotateCreator()}) {
+          uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::propagateCreator(),
+          uniad::rotateCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

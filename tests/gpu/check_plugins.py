@@ -245,6 +245,19 @@ def check_merge(checks: Checks, library, small: bool) -> None:
         checks.report(f"{name} (broken on purpose)", any(wrong), f"{wrong} elements differ")
 
 
+def check_propagate(checks: Checks, library) -> None:
+    case, range_ = cases.propagate_case(DEVICE, 256), (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    expected = torch.sigmoid(cases.propagate_reference(range_, **case)) * 102.4
+
+    def error(case) -> float:
+        out = kernel_calls.propagate(library, *case.values(), low=range_[:3], size=(102.4, 102.4, 8.0))
+        return float((torch.sigmoid(out.cpu()) * 102.4 - expected).abs().max())
+
+    checks.report("propagation", error(case) < 1e-3, f"{error(case):.1e} m at most")
+    coarse = {name: x.half().float() if name.startswith("l2g_t") else x for name, x in case.items()}
+    checks.report("propagation (broken on purpose)", error(coarse) > 0.1, f"{error(coarse):.1e} m")
+
+
 def check_point_sampling(checks: Checks, library, small: bool) -> None:
     """Bit by bit what the composition gives on the CPU."""
     for model in ("tiny_e2e",) if small else ("tiny_e2e", "base_e2e"):
@@ -302,6 +315,7 @@ def main() -> int:
         check_merge(checks, library, options.small)
         check_rotate(checks, library, options.small)
         check_point_sampling(checks, library, options.small)
+        check_propagate(checks, library)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

@@ -131,6 +131,12 @@ def propagate(ref_pts: Tensor, velocity: Tensor, ego: EgoMotion, pc_range: tuple
     Returns:
         float32 (T,3), logits; clamped to the range's border.
     """
+    low = np.asarray(pc_range[:3], np.float32)
+    size = np.asarray(pc_range[3:], np.float32) - low
+    motion = (ego.l2g_r_prev, ego.l2g_t_prev, ego.l2g_t, ego.l2g_r_inv, ego.time_delta)
+    custom = V.offered("propagate", ref_pts, velocity, *motion, low=low.tolist(), size=size.tolist())
+    if custom is not None:
+        return custom
     metres = metres_from_range(F.sigmoid(ref_pts), pc_range) + F.pad(velocity, (0, 1)) * ego.time_delta  # (T,3)
     # The order matters: both translations are hundreds of metres, their difference is small.
     metres = _rotate(metres, ego.l2g_r_prev) + ego.l2g_t_prev - ego.l2g_t

@@ -30,6 +30,7 @@ OPERATIONS = (
     "modulated_deform_conv2d_norm",
     "merge_masks",
     "point_sampling",
+    "propagate",
     "rotate_nearest",
 )
 LIBRARY = "libuniad_plugins.so"
@@ -182,8 +183,8 @@ class PluginExecutor(TensorRTExecutor):
         if creator is None:
             raise UniADError(f"{self._path}: no plugin {kind}: load_plugins() comes first")
         attributes["half"] = int(dtypes[0] == "float16")
-        types = {key: np.float32 if isinstance(value, float) else np.int32 for key, value in attributes.items()}
-        arrays = {key: np.ascontiguousarray(value, types[key]).reshape(-1) for key, value in attributes.items()}
+        arrays = {key: np.ascontiguousarray(value).reshape(-1) for key, value in attributes.items()}
+        arrays = {key: a.astype(np.float32 if a.dtype.kind == "f" else np.int32) for key, a in arrays.items()}
         kinds = {key: getattr(trt.PluginFieldType, array.dtype.name.upper()) for key, array in arrays.items()}
         fields = [trt.PluginField(key, array, kinds[key]) for key, array in arrays.items()]
         plugin = creator.create_plugin(name, trt.PluginFieldCollection(fields))
@@ -306,6 +307,13 @@ class PluginExecutor(TensorRTExecutor):
         visible = Tensor(self.cast(seen, "int32", "bool"), "bool", self.shape_of(seen))
         self._constants["as int32", visible.handle.name] = seen  # camera_cross_attention takes it as it is
         return Tensor(points, "float32", self.shape_of(points)), visible
+
+    def propagate(self, ref_pts: Tensor, *others: Tensor, low: Sequence[float], size: Sequence[float]):
+        if "propagate" not in self.plugins:
+            return None
+        inputs = [t.handle for t in (ref_pts, *others)]
+        handle = self._plugin("UniADPropagate", "propagate", inputs, "float32", low=low, size=size)
+        return Tensor(handle, "float32", ref_pts.shape)
 
     def rotate_nearest(self, x: Tensor, matrix: Tensor, shape: tuple[int, int]):
         if "rotate_nearest" not in self.plugins or x.shape[1] * np.dtype(x.dtype).itemsize % 16:
