@@ -10,6 +10,7 @@ from op_references import merge_by_loop
 from support import assert_close, assert_differs, golden, noise_floor
 
 from config import load_config
+from layers.basic import attend_memory
 from layers.deformable_attention import MultiScaleDeformableAttention
 from layers.seg_head import SegHead
 from layers.seg_merge import merge_masks
@@ -35,6 +36,26 @@ def run(bev: np.ndarray, levels: int = 4, dtype: str = "float32", with_map: bool
         if with_map:
             outputs |= head(levels).map_outputs(memory, query)
         return tuple({name: value(t) for name, t in tensors.items()} for tensors in (outputs, network.taps))
+
+
+@pytest.mark.parametrize("length", [40, 2300])  # the second in four parts
+def test_attention_without_keys(length):
+    """attend_memory is attention to the projected memory, whatever the keys' bias."""
+    rng, heads, queries, width = np.random.default_rng(9), 4, 3, 32
+    query = rng.standard_normal((heads, queries, width // heads)).astype(np.float32)
+    memory = rng.standard_normal((length, width)).astype(np.float32)
+    key_weight, value_weight = rng.standard_normal((2, width, width)).astype(np.float32)
+    key_bias, value_bias = rng.standard_normal((2, width)).astype(np.float32)
+    q, m, wk, wv, bk, bv = (torch.tensor(a) for a in (query, memory, key_weight, value_weight, key_bias, value_bias))
+    key, values = ((m @ w.T + b).view(length, heads, -1).transpose(0, 1) for w, b in ((wk, bk), (wv, bv)))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, key, values)  # (heads,queries,width/heads)
+    expected = expected.transpose(0, 1).reshape(queries, width).numpy()
+    with torch_network():
+        weights = [const(a) for a in (key_weight, value_weight, value_bias)]
+        actual = value(attend_memory(const(query), const(memory), *weights))
+        swapped = value(attend_memory(const(query), const(memory), weights[1], weights[0], weights[2]))
+    assert_close(actual, expected, OP_ATOL, "attention to a memory")
+    assert_differs(swapped, expected, 0.1, "keys and values exchanged")
 
 
 @pytest.mark.parametrize("levels", [1, 4])
