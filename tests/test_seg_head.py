@@ -44,9 +44,11 @@ def test_attention_without_keys(length):
     rng, heads, queries, width = np.random.default_rng(9), 4, 3, 32
     query = rng.standard_normal((heads, queries, width // heads)).astype(np.float32)
     memory = rng.standard_normal((length, width)).astype(np.float32)
-    key_weight, value_weight = rng.standard_normal((2, width, width)).astype(np.float32)
+    key_weight, value_weight = (rng.standard_normal((2, width, width)) / width**0.5).astype(np.float32)
     key_bias, value_bias = rng.standard_normal((2, width)).astype(np.float32)
-    q, m, wk, wv, bk, bv = (torch.tensor(a) for a in (query, memory, key_weight, value_weight, key_bias, value_bias))
+    q, m, wk, wv, bk, bv = (
+        torch.tensor(a, dtype=torch.float64) for a in (query, memory, key_weight, value_weight, key_bias, value_bias)
+    )
     key, values = ((m @ w.T + b).view(length, heads, -1).transpose(0, 1) for w, b in ((wk, bk), (wv, bv)))
     expected = torch.nn.functional.scaled_dot_product_attention(q, key, values)  # (heads,queries,width/heads)
     expected = expected.transpose(0, 1).reshape(queries, width).numpy()
