@@ -183,7 +183,8 @@ def rotate_operation(library) -> Operation:
 
     return Operation(
         "turning of the BEV map, 40000 x 256", None,
-        lambda: cases.rotate_case(torch.float16, DEVICE, MAP[0], 256, 1.3), rotate, composed("rotate_nearest"),
+        lambda: cases.rotate_case(torch.float16, DEVICE, MAP[0], 256, 1.3), rotate,
+        composed("rotate_nearest", "layers.bev_geometry"),
         (40000, 256), 0.0)  # fmt: skip
 
 

@@ -321,7 +321,8 @@ def point_sampling(
     size: tuple[float, float],
     min_depth: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """lidar2img (N,4,4), x, y (B), z (Z), all float32 -> reference points (N,B,Z,2) and int32 visible (N,B,Z)."""
+    """layers.bev_geometry.point_sampling: lidar2img (N,4,4), x, y (B), z (Z), all float32 -> reference points (N,B,Z,2)
+    and int32 visible (N,B,Z)."""
     assert {t.dtype for t in (lidar2img, x, y, z)} == {torch.float32}
     shape = (len(lidar2img), len(x), len(z))
     reference = poisoned((*shape, 2), lidar2img)
@@ -369,7 +370,7 @@ def rotate_nearest(
     shape: tuple[int, int],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """vision.rotate_nearest: (H*W,C), float32 (2,3) -> (H*W,C)."""
+    """layers.bev_geometry.rotate_nearest: (H*W,C), float32 (2,3) -> (H*W,C)."""
     assert matrix.dtype == torch.float32 and matrix.shape == (2, 3)
     (height, width), out = shape, poisoned(input.shape, input) if out is None else out
     arguments = Rotate(

@@ -102,7 +102,7 @@ def camera_rig_points(model: str) -> tuple[torch.Tensor, torch.Tensor, int]:
     """What a rig of six cameras as on nuScenes' vehicle sees: points (6,Q,4,2), mask (6,Q,4), columns of the BEV."""
     from config import load_config
     from data.recipe import _lidar2img
-    from layers.bev_encoder import point_sampling
+    from layers.bev_geometry import point_sampling
     from trtllm import Network, net_guard
     from trtllm import functional as F
     from trtllm.torch_executor import TorchExecutor
@@ -118,7 +118,7 @@ def point_sampling_case(model: str, device) -> Case:
     """Arguments of kernel_calls.point_sampling, which must give what camera_rig_points does."""
     from config import load_config
     from data.recipe import _lidar2img
-    from layers.bev_encoder import MIN_DEPTH, pillar_points
+    from layers.bev_geometry import MIN_DEPTH, pillar_points
 
     config = load_config(model)
     matrices = _lidar2img(config.image_height, config.image_width).astype(np.float32)
@@ -310,14 +310,15 @@ def rotate_case(dtype: torch.dtype, device, shape: tuple[int, int], channels: in
 
 
 def rotate_reference(input: torch.Tensor, matrix: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """vision.rotate_nearest as the torch executor gives it on the CPU."""
-    from trtllm import Network, net_guard, vision
+    """layers.bev_geometry.rotate_nearest as the torch executor gives it on the CPU."""
+    from layers.bev_geometry import rotate_nearest
+    from trtllm import Network, net_guard
     from trtllm.functional import make
     from trtllm.torch_executor import TORCH, torch_executor
 
     name = next(name for name, dtype in TORCH.items() if dtype == input.dtype)
     with torch.inference_mode(), net_guard(Network(torch_executor("cpu"), name)):
-        return vision.rotate_nearest(make(input.cpu(), name), make(matrix.cpu(), "float32"), shape).handle
+        return rotate_nearest(make(input.cpu(), name), make(matrix.cpu(), "float32"), shape).handle
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

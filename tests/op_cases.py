@@ -22,6 +22,7 @@ from op_references import (
     temporal,
 )
 
+from layers.bev_geometry import rotate_nearest
 from layers.seg_merge import merge_masks
 from trtllm import functional as F
 from trtllm import net_dtype
@@ -485,8 +486,8 @@ case("camera_cross_attention", lambda *x: V.camera_cross_attention(*x, SHAPES),
      normal(6, 60, 2, 4), uniform(-0.1, 1.1, 6, 5, 2, 2), SEEN, normal(5, 2, 2, 4, 2), normal(5, 2, 8),
      islands=(1,))
 _c, _s = math.cos(0.3), math.sin(0.3)
-case("rotate_nearest", lambda x, m: V.rotate_nearest(x, m, (10, 14)), lambda t, x, m: rotate(t, x, m, 10, 14),
-     lambda x, m: V.rotate_nearest(x, m * 0.5, (10, 14)), normal(140, 3),
+case("rotate_nearest", lambda x, m: rotate_nearest(x, m, (10, 14)), lambda t, x, m: rotate(t, x, m, 10, 14),
+     lambda x, m: rotate_nearest(x, m * 0.5, (10, 14)), normal(140, 3),
      np.array([[_c, _s, 1.2], [-_s, _c, -0.7]], np.float32), islands=(1,), tolerance=EXACT)
 
 # ---- the same in sizes that plugins have kernels for ---------------------------------------------------------------

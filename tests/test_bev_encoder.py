@@ -14,9 +14,8 @@ from layers.bev_encoder import (
     PerceptionTransformer,
     SpatialCrossAttention,
     TemporalSelfAttention,
-    cell_centres,
-    point_sampling,
 )
+from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
 from runtime.sequence import bev_shift, rotation_matrix
 from trtllm import Module, Tensor
 from trtllm import functional as F
@@ -92,7 +91,7 @@ def test_rotation_op():
         image, expected = (cells(arrays[key]) for key in (f"x{size}", name.replace("angle", "out")))
         with torch_network():
             matrix, back = (const(rotation_matrix(sign * float(arrays[name]), config)) for sign in (1, -1))
-            rotated, back = (value(V.rotate_nearest(const(image), m, (size, size))) for m in (matrix, back))
+            rotated, back = (value(rotate_nearest(const(image), m, (size, size))) for m in (matrix, back))
         assert np.array_equal(rotated, expected), name
         if abs(math.sin(math.radians(arrays[name]))) > 0.01:
             assert_differs(back, expected, 0.1, f"{name}, the other way round")

@@ -9,6 +9,7 @@ from op_cases import CASES, Case
 from signatures import DEVIATIONS, SIGNATURES
 from support import max_error
 
+from layers.bev_geometry import rotate_nearest
 from layers.seg_merge import merge_masks
 from trtllm import Module, ModuleList, Network, Parameter, Sequential, Tensor, default_net, net_dtype, net_guard
 from trtllm import functional as F
@@ -52,7 +53,10 @@ def test_operation(case, dtype, executor):
 
 
 HELPERS = ("make", "axis", "offered", "default_net")
-OF_LAYERS = {"merge_masks": merge_masks}  # operations that an executor may offer, composed in layers/
+OF_LAYERS = {
+    "merge_masks": merge_masks,
+    "rotate_nearest": rotate_nearest,
+}  # operations that an executor may offer, composed in layers/
 
 
 def public(module) -> dict:

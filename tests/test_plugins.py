@@ -12,6 +12,7 @@ import pytest
 from support import ROOT
 
 from errors import UniADError
+from layers.bev_geometry import rotate_nearest
 from layers.seg_merge import merge_masks
 from trtllm import Network, Tensor, net_guard, tensorrt_plugins
 from trtllm import vision as V
@@ -146,7 +147,7 @@ def test_executor():
         V.after(points, value)
         masks, scores, labels = tensor("float32", 100, 1600), tensor("float32", 100), tensor("int32", 100)
         merged = merge_masks(masks, scores, labels, 3, 0.1)
-        V.rotate_nearest(tensor(half, 60, 32), tensor("float32", 2, 3), (6, 10))
+        rotate_nearest(tensor(half, 60, 32), tensor("float32", 2, 3), (6, 10))
         vectors = (tensor("float32", size) for size in (25, 25, 4))
         executor.point_sampling(tensor("float32", 6, 4, 4), *vectors, size=(64, 32), min_depth=1e-5)
     flat, temporal, camera, again, conv, after, merge, turn, project = executor.recorded

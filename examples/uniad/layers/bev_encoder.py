@@ -7,15 +7,12 @@ cell (y, x) is row y * bev_w + x. No batch dimension.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
+from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
 from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, tap
 from trtllm import functional as F
 from trtllm import vision as V
-
-MIN_DEPTH = 1e-5  # metres in front of the camera
 
 
 class LearnedPositionalEncoding(Module):
@@ -32,55 +29,6 @@ class LearnedPositionalEncoding(Module):
         x = F.expand(F.unsqueeze(col, 0), (h, w, feats))  # (H,W,F)
         y = F.expand(F.unsqueeze(row, 1), (h, w, feats))  # (H,W,F)
         return F.view(F.concat([x, y], 2), (h * w, 2 * feats))  # (B,D)
-
-
-def cell_centres(config: UniADConfig) -> np.ndarray:
-    """Centres x, y of the BEV cells in fractions of the grid, float32 (B,2)."""
-    x = (np.arange(config.bev_w, dtype=np.float32) + 0.5) / np.float32(config.bev_w)
-    y = (np.arange(config.bev_h, dtype=np.float32) + 0.5) / np.float32(config.bev_h)
-    return np.stack(np.broadcast_arrays(x[None], y[:, None]), -1).reshape(-1, 2)
-
-
-def pillar_points(config: UniADConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Anchors of the pillars over the cells, lidar frame, metres, float32: x (B,1), y (B,1), z (1,Z)."""
-    low, high = (np.asarray(config.pc_range[i : i + 3]) for i in (0, 3))
-    size, start = (high - low).astype(np.float32), low.astype(np.float32)
-    xy = cell_centres(config) * size[:2] + start[:2]  # (B,2)
-    height = high[2] - low[2]
-    z = np.linspace(0.5, height - 0.5, config.num_points_in_pillar, dtype=np.float32) / np.float32(height)
-    return xy[:, :1], xy[:, 1:], (z * size[2] + start[2])[None]
-
-
-def point_sampling(lidar2img: Tensor, config: UniADConfig) -> tuple[Tensor, Tensor]:
-    """Project the pillars' anchors into the cameras.
-
-    Args:
-        lidar2img: float32 (6,4,4), lidar point -> pixel * depth of the unpadded image.
-
-    Returns:
-        reference_points_cam, float32 (6,B,Z,2): x, y in fractions of the *padded* image; and the mask, bool (6,B,Z):
-        in front of the camera and strictly inside the image.
-    """
-    anchors, size = pillar_points(config), (config.padded_width, config.padded_height)
-    flat = [F.constant(p.reshape(-1)) for p in anchors]  # (B) (B) (Z)
-    custom = V.offered("point_sampling", lidar2img, *flat, size=size, min_depth=MIN_DEPTH)
-    if custom is not None:
-        return custom
-    x, y, z = (F.constant(p[None]) for p in anchors)  # (1,B,1) (1,B,1) (1,1,Z)
-
-    def row(index: int) -> Tensor:
-        # Multiplied out element by element, in the matrix product's order: a matrix product of the same numbers may
-        # run in TF32, whose 10 bits of mantissa move a point by several pixels.
-        a = [F.view(F.slice(lidar2img, (0, index, j), (config.num_cams, 1, 1)), (-1, 1, 1)) for j in range(4)]
-        return a[0] * x + a[1] * y + a[2] * z + a[3]  # (6,B,Z)
-
-    depth = row(2)
-    divisor = F.maximum(depth, MIN_DEPTH)
-    u, v = (row(axis) / divisor / float(size[axis]) for axis in (0, 1))
-    mask = depth > MIN_DEPTH
-    for position in (u, v):
-        mask = F.op_and(mask, F.op_and(position > 0.0, position < 1.0))
-    return F.stack([u, v], 3), mask
 
 
 class TemporalSelfAttention(Module):
@@ -302,7 +250,7 @@ class PerceptionTransformer(Module):
                 the same names (docs/design.md).
             prev_bev: (B,D), the last frame's result; ignored where has_prev is 0.
         """
-        rotated = V.rotate_nearest(prev_bev, rotation, (self.config.bev_h, self.config.bev_w))
+        rotated = rotate_nearest(prev_bev, rotation, (self.config.bev_h, self.config.bev_w))
         tap("bev.prev_bev_rotated", rotated)
         query = bev_queries + F.cast(self.can_bus_mlp(can_bus), bev_queries.dtype)  # (B,D)
         tap("bev.query_plus_canbus", query)

@@ -408,37 +408,3 @@ def camera_cross_attention(
     assert total is not None
     mean = F.squeeze(total, 0) / F.view(count, (q, 1))
     return after(F.cast(mean, value.dtype))
-
-
-def rotate_nearest(input: Tensor, matrix: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Rotate a square-celled map by nearest sampling, 0 outside, as torchvision.transforms.functional.rotate.
-
-    Args:
-        input: (H*W,C), row-major cells.
-        matrix: float32 (2,3), torchvision's inverse affine matrix: centred output pixel -> centred input pixel.
-        shape: (H, W).
-
-    Returns:
-        (H*W,C): each row one row of the input, or zeros.
-    """
-    custom = offered("rotate_nearest", input, matrix, shape=tuple(shape))
-    if custom is not None:
-        return custom
-    h, w = shape
-    # Multiplied out element by element: a matrix product may run in TF32, and nearest sampling forgives nothing. The
-    # detour over [-1,1] is grid_sample's, for its roundings.
-    ys = F.constant(np.linspace(-h * 0.5 + 0.5, h * 0.5 - 0.5, h, dtype=np.float32).reshape(h, 1))
-    xs = F.constant(np.linspace(-w * 0.5 + 0.5, w * 0.5 - 0.5, w, dtype=np.float32).reshape(1, w))
-    half = F.constant(np.array([[0.5 * w], [0.5 * h]], np.float32))
-    theta = matrix / half  # (2,3)
-    index, inside = None, None
-    for i, size in ((1, h), (0, w)):
-        a, b, c = (F.view(F.slice(theta, (i, j), (1, 1)), (1, 1)) for j in range(3))
-        position = F.round(((xs * a + ys * b + c + 1.0) * float(size) - 1.0) * 0.5)  # (H,W)
-        here = F.op_and(position > -0.5, position < size - 0.5)
-        cell = F.cast(F.clip(position, 0.0, size - 1.0), "int32")
-        index = cell if index is None else index * w + cell
-        inside = here if inside is None else F.op_and(inside, here)
-    assert index is not None and inside is not None
-    rows = F.index_select(input, 0, F.view(index, (h * w,)))  # (HW,C)
-    return F.where(F.view(inside, (h * w, 1)), rows, 0.0)

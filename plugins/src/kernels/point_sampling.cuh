@@ -1,4 +1,4 @@
-// The pillars' anchors in the cameras' images: what point_sampling of layers/bev_encoder.py composes, to the bit. In
+// The pillars' anchors in the cameras' images: what point_sampling of layers/bev_geometry.py composes, to the bit. In
 // float16 networks TensorRT 8.6 takes the cameras' matrices as float16, which moves a point by a pixel or so.
 #pragma once
 

@@ -1,5 +1,6 @@
-// A map turned about its centre by nearest cells: what vision.rotate_nearest composes, to the bit. In float16 networks
-// TensorRT 8.6 stores the composition's positions, or the matrix itself, in float16, and then takes other cells.
+// A map turned about its centre by nearest cells: what rotate_nearest of layers/bev_geometry.py composes, to the bit. In
+// float16 networks TensorRT 8.6 stores the composition's positions, or the matrix itself, in float16, and then takes
+// other cells.
 #pragma once
 
 #include "../kernels.h"
