@@ -16,14 +16,18 @@ from op_references import (
     deform_attention,
     deform_conv,
     merged,
+    moved,
+    projected,
     rotate,
     sampled_levels,
     sampling,
     temporal,
 )
 
-from layers.bev_geometry import rotate_nearest
+from config import load_config
+from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.seg_merge import merge_masks
+from layers.track_life_cycle import EgoMotion, propagate
 from trtllm import functional as F
 from trtllm import net_dtype
 from trtllm import vision as V
@@ -547,3 +551,18 @@ case("sin of positions", lambda x: F.matmul(F.cast(F.sin(x * (2 * math.pi) + 1.5
      lambda t, x: (x * (2 * math.pi) + 1.5).sin() @ t.tensor(LANES),
      lambda x: F.matmul(F.cast(F.cos(x * (2 * math.pi) + 1.5), net_dtype()), weight(LANES)), SINES, islands=(0,),
      tolerance=SUMS)
+
+# ---- geometry of layers/, offered by executors ---------------------------------------------------------------------
+
+SMALL = load_config("tiny_e2e").replace(bev_h=5, bev_w=6, rotate_center=(3, 2))
+CAMERAS = normal(6, 4, 4, scale=8.0)
+CAMERAS[:, 2] = half([0.05, -0.03, 0.1, 60])  # the depth: no point is near the camera's plane
+case("point_sampling", lambda m: point_sampling(m, SMALL)[0], lambda t, m: projected(t, m, SMALL),
+     lambda m: point_sampling(-m, SMALL)[0], CAMERAS, islands=(0,), tolerance=(1e-5, 5e-3))
+
+TURN, BACK = (half([[c, s, 0], [-s, c, 0], [0, 0, 1]]) for c, s in ((0.8, 0.6), (0.78125, -0.625)))
+MOTION = (TURN, half([20, -31, 1]), half([22, -28.5, 1.25]), BACK, half([0.5]))
+case("propagate", lambda r, v, *ego: propagate(r, v, EgoMotion(*ego), SMALL.pc_range),
+     lambda t, r, v, *ego: moved(t, r, v, *ego, SMALL.pc_range),
+     lambda r, v, *ego: propagate(r, -v, EgoMotion(*ego), SMALL.pc_range), normal(9, 3, scale=0.5),
+     normal(9, 2, scale=3.0), *MOTION, islands=tuple(range(7)), tolerance=(3e-5, 2e-2))

@@ -153,3 +153,22 @@ def merged(t, masks, scores, labels, *settings):
     """merge_by_loop of torch tensors."""
     lane, lane_score, _ = merge_by_loop(*(x.numpy() for x in (masks, scores, labels)), *settings)
     return [t.from_numpy(lane), t.from_numpy(lane_score)]
+
+
+def projected(t, matrices, config):
+    """Centres of the cells' pillars in the images: (6,4,4) -> (6,B,Z,2), fractions of the padded size."""
+    low, high = t.tensor(config.pc_range[:3]), t.tensor(config.pc_range[3:])
+    z = t.linspace(0.5, float(high[2] - low[2]) - 0.5, config.num_points_in_pillar) + low[2]
+    x = (t.arange(config.bev_w) + 0.5) / config.bev_w * (high[0] - low[0]) + low[0]
+    y = (t.arange(config.bev_h) + 0.5) / config.bev_h * (high[1] - low[1]) + low[1]
+    y, x, z = t.meshgrid(y, x, z, indexing="ij")  # (H,W,Z) each
+    points = t.stack([x, y, z, t.ones_like(x)], -1).view(-1, len(z[0, 0]), 4)  # (B,Z,4)
+    seen = t.einsum("nij,bzj->nbzi", matrices, points)
+    return seen[..., :2] / seen[..., 2:3].clamp(min=1e-5) / t.tensor([config.padded_width, config.padded_height])
+
+
+def moved(t, ref_pts, velocity, r_prev, t_prev, t_now, r_inv, seconds, pc_range):
+    """Reference points of the last frame in this frame's axes, logits of fractions of pc_range: (T,3) -> (T,3)."""
+    low, size = t.tensor(pc_range[:3]), t.tensor(pc_range[3:]) - t.tensor(pc_range[:3])
+    metres = ref_pts.sigmoid() * size + low + t.nn.functional.pad(velocity, (0, 1)) * seconds
+    return t.logit((((metres @ r_prev + t_prev - t_now) @ r_inv) - low) / size, 1e-5)

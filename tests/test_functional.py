@@ -9,8 +9,9 @@ from op_cases import CASES, Case
 from signatures import DEVIATIONS, SIGNATURES
 from support import max_error
 
-from layers.bev_geometry import rotate_nearest
+from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.seg_merge import merge_masks
+from layers.track_life_cycle import propagate
 from trtllm import Module, ModuleList, Network, Parameter, Sequential, Tensor, default_net, net_dtype, net_guard
 from trtllm import functional as F
 from trtllm import vision as V
@@ -53,10 +54,8 @@ def test_operation(case, dtype, executor):
 
 
 HELPERS = ("make", "axis", "offered", "default_net")
-OF_LAYERS = {
-    "merge_masks": merge_masks,
-    "rotate_nearest": rotate_nearest,
-}  # operations that an executor may offer, composed in layers/
+# Operations that an executor may offer, composed in layers/.
+OF_LAYERS = {f.__name__: f for f in (merge_masks, point_sampling, propagate, rotate_nearest)}
 
 
 def public(module) -> dict:
