@@ -98,17 +98,23 @@ def camera_case(
     }
 
 
-def camera_rig_points(model: str) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """What a rig of six cameras as on nuScenes' vehicle sees: points (6,Q,4,2), mask (6,Q,4), columns of the BEV."""
+def _rig(model: str):
+    """The configuration, and lidar2img float32 (6,4,4) of six cameras as on nuScenes' vehicle."""
     from config import load_config
     from data.recipe import _lidar2img
+
+    config = load_config(model)
+    return config, _lidar2img(config.image_height, config.image_width).astype(np.float32)
+
+
+def camera_rig_points(model: str) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What a rig of six cameras as on nuScenes' vehicle sees: points (6,Q,4,2), mask (6,Q,4), columns of the BEV."""
     from layers.bev_geometry import point_sampling
     from trtllm import Network, net_guard
     from trtllm import functional as F
     from trtllm.torch_executor import TorchExecutor
 
-    config = load_config(model)
-    matrices = _lidar2img(config.image_height, config.image_width).astype(np.float32)
+    config, matrices = _rig(model)
     with torch.inference_mode(), net_guard(Network(TorchExecutor("cpu"))):
         points, mask = point_sampling(F.constant(matrices), config)
         return points.handle.clone(), mask.handle.clone(), config.bev_w
@@ -116,12 +122,9 @@ def camera_rig_points(model: str) -> tuple[torch.Tensor, torch.Tensor, int]:
 
 def point_sampling_case(model: str, device) -> Case:
     """Arguments of kernel_calls.point_sampling, which must give what camera_rig_points does."""
-    from config import load_config
-    from data.recipe import _lidar2img
     from layers.bev_geometry import MIN_DEPTH, pillar_points
 
-    config = load_config(model)
-    matrices = _lidar2img(config.image_height, config.image_width).astype(np.float32)
+    config, matrices = _rig(model)
     arrays = {"lidar2img": matrices, **dict(zip("xyz", pillar_points(config)))}
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     tensors |= {name: tensors[name].flatten().contiguous() for name in "xyz"}

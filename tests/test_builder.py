@@ -168,7 +168,7 @@ def test_plugins_of_a_plan(write, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", command)
         what = builder.build_tensorrt(builder.parse_args(), arguments[0], list(TASKS))
         assert ("--plugins auto: no plugin library here" in capsys.readouterr().out) == said
-        assert what.endswith("no plugins" if said else f"{len(tensorrt_plugins.OPERATIONS)} kinds of plugins")
+        assert what.endswith("no plugins" if said else "8 kinds of plugins")
 
 
 def test_wrong_engine_is_not_written(write, tmp_path):

@@ -148,7 +148,7 @@ def test_executor():
         masks, scores, labels = tensor("float32", 100, 1600), tensor("float32", 100), tensor("int32", 100)
         merged = merge_masks(masks, scores, labels, 3, 0.1)
         rotate_nearest(tensor(half, 60, 32), tensor("float32", 2, 3), (6, 10))
-        vectors = (tensor("float32", size) for size in (25, 25, 4))
+        vectors = (np.zeros(size, np.float32) for size in (25, 25, 4))
         executor.point_sampling(tensor("float32", 6, 4, 4), *vectors, size=(64, 32), min_depth=1e-5)
     flat, temporal, camera, again, conv, after, merge, turn, project = executor.recorded
     assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40}

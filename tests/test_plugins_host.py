@@ -86,9 +86,9 @@ class HostKernels(TorchExecutor):
         lane, lane_score = kernel_calls.merge_masks(self.library, *arguments, num_classes, quality_thresh)
         return make(lane, "int32"), make(lane_score, "float32")
 
-    def point_sampling(self, *tensors, size, min_depth):
+    def point_sampling(self, lidar2img, *anchors, size, min_depth):
         self.calls["point_sampling"] += 1
-        arguments = (x.handle.contiguous() for x in tensors)
+        arguments = (lidar2img.handle.contiguous(), *map(torch.tensor, anchors))
         points, visible = kernel_calls.point_sampling(self.library, *arguments, size, min_depth)
         return make(points, "float32"), make(visible.bool(), "bool")
 

@@ -258,15 +258,19 @@ class TransformerEncoderLayer(Module):
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
 
 
+def range_extent(pc_range: tuple[float, ...], dims: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Lower end and size of the first `dims` axes of pc_range, metres, float32 (dims) each."""
+    low = np.asarray(pc_range[:dims], np.float32)
+    return low, np.asarray(pc_range[3 : 3 + dims], np.float32) - low
+
+
 def normalise_range(points: Tensor, pc_range: tuple[float, ...], dims: int = 2) -> Tensor:
     """Metres (…,dims) to fractions of the first `dims` axes of pc_range; float32."""
-    low = np.asarray(pc_range[:dims], np.float32)
-    size = np.asarray(pc_range[3 : 3 + dims], np.float32) - low
+    low, size = range_extent(pc_range, dims)
     return (points - F.constant(low)) / F.constant(size)
 
 
 def metres_from_range(points: Tensor, pc_range: tuple[float, ...], dims: int = 3) -> Tensor:
     """Fractions (…,dims) of pc_range's axes to metres; float32."""
-    low = np.asarray(pc_range[:dims], np.float32)
-    size = np.asarray(pc_range[3 : 3 + dims], np.float32) - low
+    low, size = range_extent(pc_range, dims)
     return points * F.constant(size) + F.constant(low)

@@ -42,7 +42,7 @@ def point_sampling(lidar2img: Tensor, config: UniADConfig) -> tuple[Tensor, Tens
         in front of the camera and strictly inside the image.
     """
     anchors, size = pillar_points(config), (config.padded_width, config.padded_height)
-    flat = [F.constant(p.reshape(-1)) for p in anchors]  # (B) (B) (Z)
+    flat = (p.flatten() for p in anchors)  # (B) (B) (Z), copies: the executor may want them contiguous
     custom = V.offered("point_sampling", lidar2img, *flat, size=size, min_depth=MIN_DEPTH)
     if custom is not None:
         return custom

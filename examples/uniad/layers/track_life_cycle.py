@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from config import UniADConfig
-from layers.basic import Embedding, Linear, metres_from_range, normalise_range
+from layers.basic import Embedding, Linear, metres_from_range, normalise_range, range_extent
 from layers.memory_bank import MemoryBank
 from layers.query_interaction import QueryInteractionModule
 from layers.track_head import Detections
@@ -131,8 +131,7 @@ def propagate(ref_pts: Tensor, velocity: Tensor, ego: EgoMotion, pc_range: tuple
     Returns:
         float32 (T,3), logits; clamped to the range's border.
     """
-    low = np.asarray(pc_range[:3], np.float32)
-    size = np.asarray(pc_range[3:], np.float32) - low
+    low, size = range_extent(pc_range)
     motion = (ego.l2g_r_prev, ego.l2g_t_prev, ego.l2g_t, ego.l2g_r_inv, ego.time_delta)
     custom = V.offered("propagate", ref_pts, velocity, *motion, low=low.tolist(), size=size.tolist())
     if custom is not None:

@@ -298,10 +298,10 @@ class PluginExecutor(TensorRTExecutor):
         )
         return tuple(Tensor(x, dtype, self.shape_of(x)) for x, dtype in zip(handles, ("int32", "float32")))
 
-    def point_sampling(self, lidar2img: Tensor, x: Tensor, y: Tensor, z: Tensor, size, min_depth):
+    def point_sampling(self, lidar2img: Tensor, x: np.ndarray, y: np.ndarray, z: np.ndarray, size, min_depth):
         if "point_sampling" not in self.plugins:
             return None
-        (width, height), inputs = map(float, size), [t.handle for t in (lidar2img, x, y, z)]
+        (width, height), inputs = map(float, size), [lidar2img.handle, *(self.constant(a) for a in (x, y, z))]
         attributes = {"width": width, "height": height, "min_depth": min_depth}
         points, seen = self._plugin("UniADPointSampling", "point_sampling", inputs, "float32", "int32", **attributes)
         visible = Tensor(self.cast(seen, "int32", "bool"), "bool", self.shape_of(seen))
