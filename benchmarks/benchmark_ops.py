@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "examples" / "uniad")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+import matrix_kernels  # noqa: E402
 from checkout import git_commit  # noqa: E402
 
 DEVICE = torch.device("cuda")
@@ -188,6 +189,51 @@ def rotate_operation(library) -> Operation:
         (40000, 256), 0.0)  # fmt: skip
 
 
+def matrix_operations(library) -> list[Operation]:
+    """What multiplies on tensor cores, but for the convolutions; occupancy's composition is plain torch's."""
+    names = ("query", "memory")
+
+    def attend(library, case, out, variant):
+        matrix_kernels.memory_attention(library, *(case[n] for n in names), workspace=case["workspace"], out=out)
+
+    def attention(rows: int) -> Operation:
+        def make():
+            case = matrix_kernels.memory_attention_case(DEVICE, rows, 40000, 256)
+            return {**case, "workspace": matrix_kernels.attention_workspace(library, **case)}
+
+        return Operation(
+            f"attention of {rows} rows to 40000 x 256", None, make, attend,
+            composed("memory_attention", "layers.basic"), (rows, 256), 4.0 * rows * 40000 * 256, True)  # fmt: skip
+
+    def occupancy_composed(case: cases.Case):
+        scores = (case["query"] @ case["state"].transpose(1, 2)).float().sigmoid() * case["score"].view(1, -1, 1)
+        best, index = scores.max(1)
+        return torch.where(best > case["threshold"], index + 1, 0)
+
+    def masks_composed(case: cases.Case):
+        query, key = (case[n].view(len(case[n]), 8, 32).transpose(0, 1) for n in ("query", "key"))  # (M,N,C) (M,B,C)
+        logits = (query @ key.transpose(1, 2) * 32**-0.5).unsqueeze(0)  # (1,M,N,B)
+        for name in ("mix", "sum"):
+            weight, bias = case[name].half(), case[f"{name}_bias"].half()
+            logits = torch.nn.functional.conv2d(logits, weight.view(*weight.shape, 1, 1), bias).relu()
+        return logits
+
+    return [
+        attention(800),
+        attention(8),
+        Operation(
+            "masks of 100 queries, 40000 cells", None,
+            lambda: matrix_kernels.attention_masks_case(DEVICE, 100, 40000, 256),
+            lambda library, case, out, variant: matrix_kernels.attention_masks(library, *case.values(), out=out),
+            masks_composed, (100, 40000), 2.0 * 100 * 40000 * (256 + 72), True, torch.float32),
+        Operation(
+            "occupancy of 256 instances, 5 x 40000 cells", None,
+            lambda: matrix_kernels.occupancy_case(DEVICE, 5, 256, 40000, 256),
+            lambda library, case, out, variant: matrix_kernels.occupancy(library, **case, out=out),
+            occupancy_composed, (5, 40000), 2.0 * 5 * 256 * 40000 * 256, True, torch.int32),
+    ]  # fmt: skip
+
+
 def plain_convolutions() -> dict[str, float]:
     """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
     times = {}
@@ -206,7 +252,7 @@ def measure(operation: Operation, library, variants: list[int], copy_rate: float
     """All figures of one operation."""
     first = operation.make()
     out = torch.empty(operation.out_shape, dtype=operation.dtype, device=DEVICE)
-    out = out.contiguous(memory_format=torch.channels_last) if operation.matrix else out
+    out = out.contiguous(memory_format=torch.channels_last) if out.dim() == 4 else out
     sets = max(2, min(16, -(-int(COLD_BYTES) // int(nbytes(first)))))
     inputs = [first] + [operation.make() for _ in range(sets - 1)]
     moved = nbytes(first) + out.numel() * out.element_size()
@@ -268,6 +314,7 @@ def main() -> None:
         variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
         todo = [(operation, variants) for operation in attention_operations()]
         todo += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
+        todo += [(operation, [0]) for operation in matrix_operations(library)]
         todo += [(merge_operation(library), [0]), (rotate_operation(library), [0])]
         rows = [measure(operation, library, tried, copy_rate, matrix_rate) for operation, tried in todo]
         plain = plain_convolutions()

@@ -15,7 +15,9 @@ from op_references import (
     camera_attention,
     deform_attention,
     deform_conv,
+    likeliest,
     merged,
+    mixed_masks,
     moved,
     projected,
     rotate,
@@ -25,7 +27,10 @@ from op_references import (
 )
 
 from config import load_config
+from layers.basic import memory_attention
 from layers.bev_geometry import point_sampling, rotate_nearest
+from layers.occ_head import likeliest_instance
+from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
 from layers.track_life_cycle import EgoMotion, propagate
 from trtllm import functional as F
@@ -543,6 +548,20 @@ MERGE_SCORES, MERGE_LABELS = half(_random.permutation(12) / 16 + 0.25), ints(3, 
 case("merge_masks", lambda *x: list(merge_masks(*x, 3, 0.2)), lambda t, *x: merged(t, *x, 3, 0.2),
      lambda m, s, labels: list(merge_masks(m, 1.0 - s, labels, 3, 0.2)), MERGE, MERGE_SCORES, MERGE_LABELS,
      islands=(0, 1), tolerance=EXACT)
+
+CELLS = normal(1100, 128)  # enough for the plugin
+case("memory_attention", memory_attention, lambda t, q, m: t.softmax(q @ m.T, -1) @ m,
+     lambda q, m: memory_attention(-q, m), normal(5, 128, scale=0.25), CELLS, tolerance=SUMS)
+MIX = (normal(8, 8, scale=0.3), normal(8), normal(1, 8), normal(1))
+case("attention_masks", lambda q, k: attention_masks(q, k, *map(weight, MIX), num_heads=8),
+     lambda t, q, k: mixed_masks(t, q, k, *MIX),
+     lambda q, k: attention_masks(-q, k, *map(weight, MIX), num_heads=8), normal(5, 128), CELLS, tolerance=SUMS)
+# Queries in sixteenths of a channel each, so that no product is near another's or the threshold.
+LIKELY = (np.eye(128)[None, :7] * 4).repeat(2, 0).astype(np.float32), half(ints(9, 2, 128, 5, 6) / 8 - 0.5)
+case("likeliest_instance", lambda q, s, c: likeliest_instance(q, s, c, 0.6),
+     lambda t, q, s, c: likeliest(t, q, s, c, 0.6),
+     lambda q, s, c: likeliest_instance(-q, s, c, 0.6), *LIKELY, half([1, 0.9375, 0.875, 0, 0.75, 0.8125, 0.6875]),
+     islands=(2,), tolerance=EXACT)
 
 # ---- where TensorRT 8.6 has been wrong -----------------------------------------------------------------------------
 

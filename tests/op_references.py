@@ -172,3 +172,18 @@ def moved(t, ref_pts, velocity, r_prev, t_prev, t_now, r_inv, seconds, pc_range)
     low, size = t.tensor(pc_range[:3]), t.tensor(pc_range[3:]) - t.tensor(pc_range[:3])
     metres = ref_pts.sigmoid() * size + low + t.nn.functional.pad(velocity, (0, 1)) * seconds
     return t.logit((((metres @ r_prev + t_prev - t_now) @ r_inv) - low) / size, 1e-5)
+
+
+def mixed_masks(t, query, key, mix, mix_bias, last, last_bias):
+    """layers.seg_mask_head.attention_masks; the weights are numpy arrays."""
+    mix, mix_bias, last, last_bias = map(t.tensor, (mix, mix_bias, last, last_bias))
+    q, k = (x.view(len(x), 8, -1).transpose(0, 1) for x in (query, key))  # (M,N,C) (M,B,C)
+    logits = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5  # (M,N,B)
+    mixed = t.relu(t.einsum("om,mnb->onb", mix, logits) + mix_bias.view(-1, 1, 1))
+    return t.relu(t.einsum("om,mnb->onb", last, mixed) + last_bias).squeeze(0)
+
+
+def likeliest(t, query, states, scores, threshold):
+    """layers.occ_head.likeliest_instance."""
+    best, index = (t.sigmoid(t.einsum("tad,tdhw->tahw", query, states)) * scores.view(1, -1, 1, 1)).max(1)
+    return t.where(best > threshold, index + 1, 0).int()

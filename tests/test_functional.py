@@ -9,7 +9,10 @@ from op_cases import CASES, Case
 from signatures import DEVIATIONS, SIGNATURES
 from support import max_error
 
+from layers.basic import memory_attention
 from layers.bev_geometry import point_sampling, rotate_nearest
+from layers.occ_head import likeliest_instance
+from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
 from layers.track_life_cycle import propagate
 from trtllm import Module, ModuleList, Network, Parameter, Sequential, Tensor, default_net, net_dtype, net_guard
@@ -55,7 +58,12 @@ def test_operation(case, dtype, executor):
 
 HELPERS = ("make", "axis", "offered", "default_net")
 # Operations that an executor may offer, composed in layers/.
-OF_LAYERS = {f.__name__: f for f in (merge_masks, point_sampling, propagate, rotate_nearest)}
+OF_LAYERS = {
+    f.__name__: f
+    for f in (
+        attention_masks, likeliest_instance, memory_attention, merge_masks, point_sampling, propagate, rotate_nearest
+    )
+}  # fmt: skip
 
 
 def public(module) -> dict:

@@ -12,7 +12,10 @@ import pytest
 from support import ROOT
 
 from errors import UniADError
+from layers.basic import memory_attention
 from layers.bev_geometry import rotate_nearest
+from layers.occ_head import likeliest_instance
+from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
 from trtllm import Network, Tensor, net_guard, tensorrt_plugins
 from trtllm import vision as V
@@ -32,6 +35,7 @@ STUB = """
 extern "C" const char* uniad_plugins_build(void) { return "version=%s tensorrt=%s architectures=sm_90"; }
 extern "C" int uniad_plugins_check_device(void) { return %d; }
 extern "C" int uniad_deform_conv_layout(int cells, int channels, int) { return channels %% 64 == 0 && cells < 100; }
+extern "C" int uniad_occupancy_runs(int width) { return width == 128; }
 extern "C" const char* uniad_error_string(int) { return "no kernel image is available"; }
 extern "C" int uniad_register_plugins(void* registry) { return registry ? 3 : -1; }
 """
@@ -81,6 +85,7 @@ def test_loading(stub, tmp_path):
     library = load_plugins(flavour(), stub())
     assert library.facts["tensorrt"] == "8.6" and library.facts["hopper"] == "1"
     assert (library.deform_conv_layout(60, 64, 256), library.deform_conv_layout(60, 32, 256)) == (1, 0)
+    assert (library.occupancy_runs(128), library.occupancy_runs(256)) == (1, 0)
     text = tmp_path / "text.so"
     text.write_text("not a library")
     for path, message in (
@@ -108,7 +113,10 @@ class RecordingExecutor(PluginExecutor):
     def __init__(self, plugins):
         self.plugins, self.recorded, self._constants, self._path = frozenset(plugins), [], {}, ""
         self.library = PluginLibrary(
-            pathlib.Path("library.so"), {}, lambda cells, channels, outputs: int(outputs == 256)
+            pathlib.Path("library.so"),
+            {},
+            lambda cells, channels, outputs: int(outputs == 256),
+            lambda width: width < 200,
         )
 
     def _plugin(self, kind, name, inputs, *dtypes, **attributes):
@@ -207,12 +215,51 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     assert executor.rotate_nearest(tensor("float16", 60, 12), matrix, shape=(6, 10)) is None
 
 
+def test_products_on_tensor_cores():
+    """float16 only, in the widths that there are kernels for; thresholds and scores in float32."""
+    executor, half = RecordingExecutor(OPERATIONS), "float16"
+    with net_guard(Network(executor, half)):
+        rows, cells = tensor(half, 16, 128), tensor(half, 1600, 128)
+        assert memory_attention(rows, cells).dtype == half
+        weights = [tensor(half, *s, array=np.ones(s, half)) for s in ((8, 8), (8,), (1, 8), (1,))]
+        assert attention_masks(rows, cells, *weights, num_heads=8).dtype == "float32"
+        queries, states = tensor(half, 5, 96, 128), tensor(half, 5, 128, 40, 40)
+        assert likeliest_instance(queries, states, tensor("float32", 96), 0.1).dtype == "int32"
+    assert executor.recorded == [
+        ("UniADMemoryAttention", [(16, 128), (1600, 128)], {}),
+        ("UniADAttentionMasks", [(16, 128), (1600, 128), (8, 8), (8,), (1, 8), (1,)], {"heads": 8}),
+        ("UniADOccupancy", [(5, 96, 128), (5, 128, 40, 40), (96,)], {"threshold": 0.1}),
+    ]
+    scores = tensor("float32", 96)
+    for query, memory in ((rows, tensor(half, 900, 128)), (tensor(half, 16, 64), tensor(half, 1600, 64))):
+        assert executor.memory_attention(query, memory) is None
+    assert executor.memory_attention(tensor("float32", 16, 128), tensor("float32", 1600, 128)) is None
+    assert executor.attention_masks(rows, cells, *weights, num_heads=4) is None
+    assert executor.attention_masks(rows, cells, *(tensor(half, 8) for _ in range(4)), num_heads=8) is None
+    for rows, width in ((257, 128), (96, 256)):  # too many; more shared memory than the GPU has
+        query = tensor(half, 5, rows, width)
+        assert executor.occupancy(query, tensor(half, 5, width, 40, 40), scores, threshold=0.1) is None
+    executor.plugins = frozenset()
+    assert executor.occupancy(queries, states, scores, threshold=0.1) is None
+
+
+def test_large_outputs_are_copied_by_a_plugin():
+    executor, marked = RecordingExecutor(OPERATIONS), []
+    executor._mark = lambda handle, dtype, name: marked.append((handle.name, dtype, name))
+    executor._copied = lambda x: types.SimpleNamespace(name="identity")
+    executor.output(tensor("float16", 40000, 256), "prev_bev_out")
+    executor.output(tensor("int32", 5, 500, 500), "occ_seg")
+    executor.output(tensor("float16", 40, 256), "small")
+    names = ("after", "float16", "prev_bev_out"), ("identity", "int32", "occ_seg"), ("identity", "float16", "small")
+    assert tuple(marked) == names
+
+
 def test_numbers_of_the_header():
     """What kernels.h defines, and the glue's fields, said once more in Python."""
     text = (ROOT / "plugins" / "src" / "kernels.h").read_text()
     defined = {name: int(value) for name, value in re.findall(r"^#define UNIAD_(\w+) (\d+)", text, re.MULTILINE)}
     names = {"PLUGINS_VERSION": "VERSION"}
-    assert len(defined) == 7
+    assert len(defined) == 8
     assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
     assert defined["MAX_LEVELS"] == kernel_calls.MAX_LEVELS
 

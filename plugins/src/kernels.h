@@ -20,13 +20,14 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 4
+#define UNIAD_PLUGINS_VERSION 5
 #define UNIAD_MAX_LEVELS 8
 #define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
 #define UNIAD_HOPPER_OUTPUTS 256
 #define UNIAD_MERGE_MAX_MASKS 1024
 #define UNIAD_MERGE_MAX_PIXELS 262144 /* 512 x 512 */
 #define UNIAD_MERGE_MAX_CLASSES 64
+#define UNIAD_OCCUPANCY_MAX_INSTANCES 256
 
 enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
 
@@ -152,6 +153,42 @@ typedef struct UniadPropagate {
     float low[3], size[3];  /* of the range */
 } UniadPropagate;
 
+/* softmax(query memory^T) memory, float16 with sums in float32: query (R,D), memory (B,D) -> out (R,D). D is 128 or 256. */
+typedef struct UniadMemoryAttention {
+    const void* query;
+    const void* memory;
+    void* out;
+    void* workspace;        /* of uniad_memory_attention_workspace bytes */
+    int rows, cells, width; /* R, B, D */
+} UniadMemoryAttention;
+
+/* Masks of queries over a map, from the products of M heads of C channels (Panoptic SegFormer's last attention): query
+ * (N,M*C) and key (B,M*C), float16, logits of head m and query n at cell b: their product over sqrt(C). mix (M,M),
+ * mix_bias (M), sum (M), sum_bias (1), float32 -> out float32 (N,B), relu(sum . relu(mix logits + mix_bias) + sum_bias).
+ * M is 8, M*C 128 or 256. */
+typedef struct UniadAttentionMasks {
+    const void* query;
+    const void* key;
+    const float* mix;
+    const float* mix_bias;
+    const float* sum;
+    const float* sum_bias;
+    float* out;
+    int queries, cells, heads, width; /* N, B, M, M*C */
+} UniadAttentionMasks;
+
+/* The likeliest instance of each cell at T time steps: query (T,A,D) and state (T,B,D), float16, score float32 (A) at or
+ * above 0 -> out int32 (T,B): 1 + the index of the largest sigmoid(query . state) * score, of equals the first, or 0
+ * where that is not above threshold. D is 128 or 256, A at most UNIAD_OCCUPANCY_MAX_INSTANCES. */
+typedef struct UniadOccupancy {
+    const void* query;
+    const void* state;
+    const float* score;
+    int* out;
+    int steps, instances, cells, width; /* T, A, B, D */
+    float threshold;
+} UniadOccupancy;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -170,6 +207,15 @@ UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes)
 UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
 UNIAD_API int uniad_propagate(const UniadPropagate* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
+
+UNIAD_API int uniad_memory_attention(const UniadMemoryAttention* arguments, void* stream);
+/* Bytes for these sizes; 0 for those that no kernel was built for. */
+UNIAD_API size_t uniad_memory_attention_workspace(int rows, int cells, int width);
+
+UNIAD_API int uniad_attention_masks(const UniadAttentionMasks* arguments, void* stream);
+/* Whether the current device has the shared memory that uniad_occupancy needs: 0 or 1. */
+UNIAD_API int uniad_occupancy_runs(int width);
+UNIAD_API int uniad_occupancy(const UniadOccupancy* arguments, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

@@ -183,10 +183,13 @@ private:
 
 /// The creators of the *_plugin.cpp and attention_plugins.cpp.
 nvinfer1::IPluginCreator* afterCreator();
+nvinfer1::IPluginCreator* attentionMasksCreator();
 nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
+nvinfer1::IPluginCreator* memoryAttentionCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
+nvinfer1::IPluginCreator* occupancyCreator();
 nvinfer1::IPluginCreator* pointSamplingCreator();
 nvinfer1::IPluginCreator* propagateCreator();
 nvinfer1::IPluginCreator* rotateCreator();

@@ -24,7 +24,8 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
     for (nvinfer1::IPluginCreator* creator :
          {uniad::afterCreator(), uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(),
           uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::propagateCreator(),
-          uniad::rotateCreator()}) {
+          uniad::rotateCreator(), uniad::memoryAttentionCreator(), uniad::attentionMasksCreator(),
+          uniad::occupancyCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+from matrix_checks import check_matrix_kernels  # noqa: E402
 from op_references import merge_by_loop  # noqa: E402
 
 FLOAT32_BOUND = 1e-5
@@ -316,6 +317,7 @@ def main() -> int:
         check_rotate(checks, library, options.small)
         check_point_sampling(checks, library, options.small)
         check_propagate(checks, library)
+        check_matrix_kernels(checks, library, options.small)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

@@ -132,6 +132,18 @@ def attend_parts(logits: Tensor, value: Tensor) -> Tensor:
     return F.cast(seen / total, logits.dtype)
 
 
+def memory_attention(query: Tensor, memory: Tensor) -> Tensor:
+    """softmax(query memory^T) memory: rows (R,D) attend to a memory (L,D) that is its own keys and values -> (R,D)."""
+    custom = V.offered("memory_attention", query, memory)
+    if custom is not None:
+        return custom
+    length, d = memory.shape
+    parts = parts_of(length)
+    memory = F.view(memory, (parts, length // parts, d))  # (S,L/S,D)
+    logits = F.matmul(F.unsqueeze(query, 0), memory, transb=True)  # (S,R,L/S)
+    return attend_parts(logits, memory)
+
+
 def attend_memory(
     query: Tensor, memory: Tensor, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor
 ) -> Tensor:
@@ -148,12 +160,9 @@ def attend_memory(
     Returns:
         (N,M*C).
     """
-    (m, n, c), (length, d) = query.shape, memory.shape
-    parts = parts_of(length)
-    memory = F.view(memory, (parts, length // parts, d))  # (S,L/S,D)
+    (m, n, c), d = query.shape, memory.shape[1]
     asking = F.matmul(query * c**-0.5, F.view(key_weight, (m, c, d)))  # (M,N,D)
-    logits = F.matmul(F.view(asking, (1, m * n, d)), memory, transb=True)  # (S,MN,L/S)
-    seen = F.view(attend_parts(logits, memory), (m, n, d))
+    seen = F.view(memory_attention(F.view(asking, (m * n, d)), memory), (m, n, d))
     seen = F.matmul(seen, F.view(value_weight, (m, c, d)), transb=True)  # (M,N,C)
     return F.view(F.permute(seen, (1, 0, 2)), (n, m * c)) + value_bias
 

@@ -219,10 +219,9 @@ class OccHead(Module):
         tap("occ.future_states_in", states)
         states = self.dense_decoder(states)  # (5,D,O,O)
         query = self.query_to_occ_feat(mask_query)  # (5,A,D)
-        t, d, height, width = states.shape
-        logits = F.matmul(query, F.view(states, (t, d, height * width)))  # (5,A,OO)
-        tap("occ.ins_occ_logits", logits)
-        return self._segment(logits, track_scores, vehicle)
+        scores = F.where(vehicle, track_scores, 0.0)
+        instance = likeliest_instance(query, states, scores, self.config.occ_test_seg_thresh)
+        return _numbered(instance, vehicle.shape[0])
 
     def _base_state(self, bev_embed: Tensor) -> Tensor:
         """(B,D) -> (1,D,O/4,O/4): cut to the occupancy range, project, halve twice."""
@@ -264,24 +263,40 @@ class OccHead(Module):
         sees_any = F.max(F.cast(likely, "int32"), 1, keepdim=True) > 0  # (P,1)
         return F.op_or(absent, F.op_and(unlikely, sees_any))
 
-    def _segment(self, logits: Tensor, track_scores: Tensor, vehicle: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (5,A,OO) -> occ_seg and occ_ins (5,O,O). Thresholds act on float32."""
-        t, rows, cells = logits.shape
-        size = self.config.occ_size
-        weight = F.where(vehicle, track_scores, 0.0)
-        scores = F.sigmoid(F.cast(logits, "float32")) * F.view(weight, (1, rows, 1))
-        best, index = F.topk(scores, 1, 1)  # (5,1,OO)
-        occupied = best > self.config.occ_test_seg_thresh
-        instance = F.where(occupied, index + 1, 0)  # (5,1,OO), 0 = free
-        flat = F.flatten(instance)
-        # TensorRT takes no more indices than the data has elements: as long as the longer one, then cut.
-        nothing = F.constant(np.zeros(max(rows + 1, t * cells), np.int32))
-        present = F.scatter(nothing, 0, flat, F.constant(np.ones(t * cells, np.int32)))
-        present = F.narrow(present, 0, 0, rows + 1)  # (A+1), 1 where an id, or the free cell, occurs
-        new_id = F.cumsum(present, 0) - 1
-        instance = F.index_select(new_id, 0, flat)
-        shape = (t, size, size)
-        return F.view(F.cast(occupied, "int32"), shape), F.view(instance, shape)
+
+def likeliest_instance(query: Tensor, states: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Which row is likeliest at each cell.
+
+    Args:
+        query: (T,A,D) of A rows at T time steps.
+        states: (T,D,H,W).
+        scores: float32 (A), 0 for rows that don't count.
+
+    Returns:
+        int32 (T,H,W): the row of the largest sigmoid(query . state) * score, counted from 1; 0 where that is at most
+        `threshold`. Scores are compared in float32.
+    """
+    custom = V.offered("occupancy", query, states, scores, threshold=threshold)
+    if custom is not None:
+        return custom
+    t, d, height, width = states.shape
+    logits = F.matmul(query, F.view(states, (t, d, height * width)))  # (T,A,HW)
+    tap("occ.ins_occ_logits", logits)
+    likely = F.sigmoid(F.cast(logits, "float32")) * F.view(scores, (1, -1, 1))
+    best, index = F.topk(likely, 1, 1)  # (T,1,HW)
+    return F.view(F.where(best > threshold, index + 1, 0), (t, height, width))
+
+
+def _numbered(instance: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Instances of `rows` rows, int32 (5,O,O), counted from 1 -> occ_seg and occ_ins (5,O,O), ids without gaps."""
+    cells = int(np.prod(instance.shape))
+    flat = F.flatten(instance)
+    # TensorRT takes no more indices than the data has elements: as long as the longer one, then cut.
+    nothing = F.constant(np.zeros(max(rows + 1, cells), np.int32))
+    present = F.scatter(nothing, 0, flat, F.constant(np.ones(cells, np.int32)))
+    present = F.narrow(present, 0, 0, rows + 1)  # (A+1), 1 where an id, or the free cell, occurs
+    new_id = F.cumsum(present, 0) - 1
+    return F.cast(instance > 0, "int32"), F.view(F.index_select(new_id, 0, flat), instance.shape)
 
 
 def slicer_grid(config: UniADConfig) -> np.ndarray:

@@ -59,11 +59,11 @@ class SegHead(Module):
         for name, queries in (("things", thing_queries), ("stuff", stuff_queries)):
             for layer, query in enumerate(queries):
                 tap(f"seg.{name}.query{layer}", query)
-        masks = self.on_canvas(F.concat([things, stuff], 0))  # (N+num_stuff_classes,G,G)
-        tap("seg.res.score_list", masks)
-        drivable = F.select(masks, 0, masks.shape[0] - 1)  # (G,G)
-        canvas = masks.shape[1:]
-        things = F.view(F.narrow(masks, 0, 0, config.seg_max_num), (config.seg_max_num, -1))  # (N,GG)
+        things, stuff = self.on_canvas(things), self.on_canvas(stuff)  # (N,G,G) (num_stuff_classes,G,G)
+        tap("seg.res.score_list", F.concat([things, stuff], 0))
+        drivable = F.select(stuff, 0, stuff.shape[0] - 1)  # (G,G)
+        canvas = stuff.shape[1:]
+        things = F.view(things, (config.seg_max_num, -1))  # (N,GG)
         lane, lane_score = merge_masks(
             things, scores, labels, config.num_things_classes, config.seg_mask_quality_thresh
         )  # (3,GG) each
@@ -74,9 +74,9 @@ class SegHead(Module):
         }
 
     def on_canvas(self, masks: Tensor) -> Tensor:
-        """Masks (K,B) resized to the canvas, in float32, as thresholds decide on them: (K,G,G)."""
+        """Masks float32 (K,B) resized to the canvas: (K,G,G)."""
         config = self.config
-        masks = F.view(F.cast(masks, "float32"), (1, -1, config.bev_h, config.bev_w))
+        masks = F.view(masks, (1, -1, config.bev_h, config.bev_w))
         if config.canvas_size != (config.bev_h, config.bev_w):
             masks = F.interpolate(masks, config.canvas_size, mode="bilinear")
         return F.squeeze(masks, 0)

@@ -41,6 +41,32 @@ def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     return F.matmul(query * query.shape[-1] ** -0.5, key, transb=True)
 
 
+def attention_masks(
+    query: Tensor, key: Tensor, mix: Tensor, mix_bias: Tensor, sum: Tensor, sum_bias: Tensor, num_heads: int
+) -> Tensor:
+    """relu(sum . relu(mix . logits + mix_bias) + sum_bias), of the logits of all heads for a query and a cell.
+
+    Args:
+        query, key: (N,D) and (B,D), projected.
+        mix, sum: constants (M,M) and (1,M); mix_bias (M), sum_bias (1).
+
+    Returns:
+        float32 (N,B): thresholds decide on it.
+    """
+    weights = (mix, mix_bias, sum, sum_bias)
+    custom = V.offered("attention_masks", query, key, *weights, num_heads=num_heads)
+    if custom is not None:
+        return custom
+    logits = attention_logits(split_heads(query, num_heads), split_heads(key, num_heads))
+    x = F.unsqueeze(logits, 0)  # (1,M,N,B)
+    # The two Linears mix heads: with the heads in front they are convolutions, and no logits are transposed. As one
+    # matrix product it would have four million columns, for which TensorRT 8.6 has no float32 kernel.
+    for weight, bias in zip(weights[::2], weights[1::2]):
+        kernel = F.constant(weight.array.reshape(*weight.shape, 1, 1), weight.dtype)
+        x = F.relu(F.conv2d(x, kernel, bias))  # (1,M,N,B), then (1,1,N,B)
+    return F.cast(F.view(x, logits.shape[1:]), "float32")
+
+
 class Mlp(Module):
     """Linear, exact GELU, Linear: (N,D) -> (N,D)."""
 
@@ -90,7 +116,7 @@ class Attention(Module):
 
 
 class AttentionTail(Module):
-    """The last attention, whose logits are the mask: queries (N,D), BEV (B,D) -> (N,B), at or above 0."""
+    """The last attention, whose logits are the mask: queries (N,D), BEV (B,D) -> float32 (N,B), at or above 0."""
 
     def __init__(self, embed_dims: int, num_heads: int):
         super().__init__()
@@ -101,16 +127,8 @@ class AttentionTail(Module):
         self.num_heads = num_heads
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        m, n, cells = self.num_heads, query.shape[0], memory.shape[0]
-        q, k = split_heads(self.q(query), m), split_heads(self.k(memory), m)
-        x = F.view(attention_logits(q, k), (1, m, n, cells))
-        # The two Linears mix heads: with the heads in front they are convolutions, and no logits are transposed. As
-        # one matrix product it would have four million columns, for which TensorRT 8.6 has no float32 kernel.
-        for linear in (self.linear_l1[0], self.linear[0]):
-            weight = linear.weight.value
-            kernel = F.constant(weight.array.reshape(*weight.shape, 1, 1), weight.dtype)
-            x = F.relu(F.conv2d(x, kernel, linear.bias.value))  # (1,M,N,B), then (1,1,N,B)
-        return F.view(x, (n, cells))
+        weights = [t.value for linear in (self.linear_l1[0], self.linear[0]) for t in (linear.weight, linear.bias)]
+        return attention_masks(self.q(query), self.k(memory), *weights, num_heads=self.num_heads)
 
 
 class Block(Module):
@@ -135,7 +153,7 @@ class Block(Module):
 
 
 class SegMaskHead(Module):
-    """Queries (N,D), the BEV (B,D) and positions (N,D) or none -> masks (N,B), and the queries (N,D) of each layer.
+    """Queries (N,D), the BEV (B,D), positions (N,D) or none -> float32 masks (N,B), and each layer's queries (N,D).
 
     A cell belongs to a mask where the value exceeds 0.5; there is no sigmoid.
     """

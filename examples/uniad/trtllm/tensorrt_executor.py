@@ -62,11 +62,17 @@ class TensorRTExecutor:
         return Tensor(handle, dtype, tuple(shape))
 
     def output(self, tensor: Tensor, name: str) -> None:
-        """Make a tensor a network output. Goes through an identity: one tensor may be two outputs, or an input too."""
-        handle = self._add(self.layers.identity(tensor.handle), "output", tensor.dtype)
+        """Make a tensor a network output."""
+        self._mark(self._copied(tensor), tensor.dtype, name)
+
+    def _copied(self, tensor: Tensor):
+        """An identity: one tensor may be two outputs, or an input too."""
+        return self._add(self.layers.identity(tensor.handle), "output", tensor.dtype)
+
+    def _mark(self, handle, dtype: str, name: str) -> None:
         handle.name = name
         self.network.mark_output(handle)
-        self.flavour.declare_border(handle, tensor.dtype)
+        self.flavour.declare_border(handle, dtype)
 
     def _type(self, x) -> str:
         return self._types[x.name]

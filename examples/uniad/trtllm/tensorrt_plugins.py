@@ -14,14 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from errors import UniADError
-from trtllm.network import Tensor
+from trtllm.network import FLOATS, Tensor
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
-VERSION = 4  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
+VERSION = 5  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
 COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # UniadWeightLayout there
 HOPPER_CHANNELS, HOPPER_OUTPUTS = 64, 256  # UNIAD_… there
+WIDTHS = (128, 256)  # of rows, in the kernels that multiply on tensor cores
+MASK_HEADS, OCCUPANCY_MAX_INSTANCES = 8, 256  # kMaskHeads of attention_masks.cuh, UNIAD_… of kernels.h
+MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
+LARGE_OUTPUT = 1 << 20  # elements
 MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64  # UNIAD_… there
 OPERATIONS = (
     "deformable_attention",
@@ -32,6 +36,9 @@ OPERATIONS = (
     "point_sampling",
     "propagate",
     "rotate_nearest",
+    "memory_attention",
+    "attention_masks",
+    "occupancy",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library
@@ -41,12 +48,14 @@ class PluginLibrary(NamedTuple):
     """A loaded and registered library.
 
     `deform_conv_layout(cells, channels, outputs)` is how the convolution's fastest float16 kernel on the current GPU
-    reads its weight, for N*H*W cells of the input.
+    reads its weight, for N*H*W cells of the input. `occupancy_runs(width)` is whether this GPU has the shared memory
+    that the kernel of that operation needs.
     """
 
     path: pathlib.Path
     facts: dict[str, str]  # version, cuda, tensorrt, architectures; hopper: "1" where HOPPER_LAYOUT runs on this GPU
     deform_conv_layout: Callable[[int, int, int], int]
+    occupancy_runs: Callable[[int], int]
 
 
 def find_library() -> pathlib.Path | None:
@@ -119,7 +128,7 @@ def load_plugins(flavour: Flavour, path: pathlib.Path | None = None, on_device: 
     if library.uniad_register_plugins(ctypes.c_void_p(_registry(flavour))) < 0:
         raise UniADError(f"{path}: TensorRT {flavour.version} refuses its plugins: {flavour.logger.last()}")
     facts["hopper"] = str(int(library.uniad_deform_conv_layout(1, HOPPER_CHANNELS, HOPPER_OUTPUTS) == HOPPER_LAYOUT))
-    return PluginLibrary(path, facts, library.uniad_deform_conv_layout)
+    return PluginLibrary(path, facts, library.uniad_deform_conv_layout, library.uniad_occupancy_runs)
 
 
 def _registry(flavour: Flavour) -> int:
@@ -321,6 +330,42 @@ class PluginExecutor(TensorRTExecutor):
         inputs, (height, width) = [x.handle, matrix.handle], shape
         handle = self._plugin("UniADRotate", "rotate_nearest", inputs, x.dtype, height=height, width=width)
         return Tensor(handle, x.dtype, self.shape_of(handle))
+
+    def memory_attention(self, query: Tensor, memory: Tensor):
+        few = memory.shape[0] < MANY_CELLS or query.shape[1] not in WIDTHS
+        if "memory_attention" not in self.plugins or query.dtype != "float16" or few:
+            return None
+        inputs = [query.handle, memory.handle]
+        return Tensor(
+            self._plugin("UniADMemoryAttention", "memory_attention", inputs, "float16"), "float16", query.shape
+        )
+
+    def attention_masks(self, query: Tensor, key: Tensor, *weights: Tensor, num_heads: int):
+        arrays, fits = [t.array for t in weights], num_heads == MASK_HEADS and query.shape[1] in WIDTHS
+        if (
+            "attention_masks" not in self.plugins
+            or query.dtype != "float16"
+            or not fits
+            or any(a is None for a in arrays)
+        ):
+            return None
+        inputs = [query.handle, key.handle, *(self.constant(np.asarray(a, np.float32)) for a in arrays)]
+        handle = self._plugin("UniADAttentionMasks", "attention_masks", inputs, "float32", heads=num_heads)
+        return Tensor(handle, "float32", self.shape_of(handle))
+
+    def occupancy(self, query: Tensor, states: Tensor, scores: Tensor, threshold: float):
+        instances, width = query.shape[1:]
+        fits = instances <= OCCUPANCY_MAX_INSTANCES and width in WIDTHS and self.library.occupancy_runs(width)
+        if "occupancy" not in self.plugins or query.dtype != "float16" or not fits:
+            return None
+        inputs = [x.handle for x in (query, states, scores)]
+        handle = self._plugin("UniADOccupancy", "occupancy", inputs, "int32", threshold=float(threshold))
+        return Tensor(handle, "int32", self.shape_of(handle))
+
+    def output(self, tensor: Tensor, name: str) -> None:
+        """A large output is a copy of its own: as part of a compiled region it would change its type on the way."""
+        large = tensor.dtype in FLOATS and math.prod(tensor.shape) >= LARGE_OUTPUT
+        self._mark(self.after(tensor, None).handle if large else self._copied(tensor), tensor.dtype, name)
 
 
 def _fits(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> bool:

@@ -1,0 +1,183 @@
+"""The kernels that multiply on tensor cores, but for the convolution: calls through the C interface (src/kernels.h) on
+torch tensors, cases and float64 references. As kernel_calls.py and kernel_cases.py, for tests and benchmarks.
+"""
+
+import ctypes
+
+import torch
+from kernel_calls import _call, _pointer, poisoned
+from kernel_cases import Case
+
+
+class MemoryAttention(ctypes.Structure):
+    """UniadMemoryAttention."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "memory", "out", "workspace")),
+        *((name, ctypes.c_int) for name in ("rows", "cells", "width")),
+    ]
+
+
+class AttentionMasks(ctypes.Structure):
+    """UniadAttentionMasks."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "mix", "mix_bias", "sum", "sum_bias", "out")),
+        *((name, ctypes.c_int) for name in ("queries", "cells", "heads", "width")),
+    ]
+
+
+class Occupancy(ctypes.Structure):
+    """UniadOccupancy."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "state", "score", "out")),
+        *((name, ctypes.c_int) for name in ("steps", "instances", "cells", "width")),
+        ("threshold", ctypes.c_float),
+    ]
+
+
+def attention_workspace(library: ctypes.CDLL, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """The scratch memory of memory_attention, uint8; NaN where it is read as float32."""
+    library.uniad_memory_attention_workspace.restype = ctypes.c_size_t
+    nbytes = library.uniad_memory_attention_workspace(len(query), len(memory), query.shape[1])
+    return torch.full((max(nbytes, 16),), 255, dtype=torch.uint8, device=query.device)
+
+
+def memory_attention(
+    library: ctypes.CDLL,
+    query: torch.Tensor,
+    memory: torch.Tensor,
+    workspace: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """layers.basic.memory_attention: float16 (R,D), (L,D) -> (R,D). `workspace` and `out` are used when given."""
+    assert query.dtype == memory.dtype == torch.float16
+    workspace = attention_workspace(library, query, memory) if workspace is None else workspace
+    out = poisoned(query.shape, query) if out is None else out
+    arguments = MemoryAttention(
+        query=_pointer(query),
+        memory=_pointer(memory),
+        out=_pointer(out),
+        workspace=_pointer(workspace),
+        rows=len(query),
+        cells=len(memory),
+        width=query.shape[1],
+    )
+    _call(library, "uniad_memory_attention", arguments, query)
+    return out
+
+
+def memory_attention_case(device, rows: int, cells: int, width: int, sharp: float = 0.3) -> Case:
+    """`sharp`: standard deviation of the queries; larger ones look at fewer cells."""
+    query, memory = torch.randn(rows, width) * sharp, torch.randn(cells, width)
+    return {"query": query.half().to(device), "memory": memory.half().to(device)}
+
+
+def memory_attention_reference(query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    memory = memory.double()
+    return torch.softmax(query.double() @ memory.T, -1) @ memory
+
+
+def attention_masks(
+    library: ctypes.CDLL,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *weights: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """layers.seg_mask_head.attention_masks: float16 (N,D), (B,D), float32 mix (M,M), mix_bias (M), sum (1,M) and
+    sum_bias (1) -> float32 (N,B)."""
+    assert query.dtype == key.dtype == torch.float16 and {w.dtype for w in weights} == {torch.float32}
+    out = poisoned((len(query), len(key)), weights[0]) if out is None else out
+    arguments = AttentionMasks(
+        query=_pointer(query),
+        key=_pointer(key),
+        **dict(zip(("mix", "mix_bias", "sum", "sum_bias"), map(_pointer, weights))),
+        out=_pointer(out),
+        queries=len(query),
+        cells=len(key),
+        heads=len(weights[0]),
+        width=query.shape[1],
+    )
+    _call(library, "uniad_attention_masks", arguments, query)
+    return out
+
+
+def attention_masks_case(device, queries: int, cells: int, width: int, heads: int = 8) -> Case:
+    """Weights whose masks are above 0 at about half of the cells."""
+    tensors = {
+        "query": (torch.randn(queries, width) * 2).half(),
+        "key": torch.randn(cells, width).half(),
+        "mix": torch.randn(heads, heads),
+        "mix_bias": torch.randn(heads),
+        "sum": torch.randn(1, heads),
+        "sum_bias": torch.randn(1),
+    }
+    return {name: x.to(device) for name, x in tensors.items()}
+
+
+def attention_masks_reference(query, key, mix, mix_bias, sum, sum_bias) -> torch.Tensor:
+    heads, width = len(mix), query.shape[1]
+    left, right = (x.double().view(len(x), heads, -1).transpose(0, 1) for x in (query, key))  # (M,N,C) (M,B,C)
+    logits = left @ right.transpose(1, 2) * (width / heads) ** -0.5  # (M,N,B)
+    mixed = torch.relu(torch.einsum("om,mnb->onb", mix.double(), logits) + mix_bias.double().view(-1, 1, 1))
+    return torch.relu(torch.einsum("m,mnb->nb", sum.double().view(-1), mixed) + sum_bias.double())
+
+
+def occupancy(
+    library: ctypes.CDLL,
+    query: torch.Tensor,
+    state: torch.Tensor,
+    score: torch.Tensor,
+    threshold: float,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """layers.occ_head.likeliest_instance: float16 (T,A,D), (T,B,D), float32 (A) -> int32 (T,B)."""
+    assert query.dtype == state.dtype == torch.float16 and score.dtype == torch.float32
+    if out is None:
+        out = poisoned(state.shape[:2], torch.empty(0, dtype=torch.int32, device=query.device))
+    arguments = Occupancy(
+        query=_pointer(query),
+        state=_pointer(state),
+        score=_pointer(score),
+        out=_pointer(out),
+        steps=query.shape[0],
+        instances=query.shape[1],
+        cells=state.shape[1],
+        width=query.shape[2],
+        threshold=threshold,
+    )
+    _call(library, "uniad_occupancy", arguments, query)
+    return out
+
+
+def occupancy_case(device, steps: int, instances: int, cells: int, width: int) -> Case:
+    """Three tenths of the instances don't count; about half of the cells are free."""
+    score = torch.rand(instances) * (torch.rand(instances) > 0.3)
+    tensors = {
+        "query": (torch.randn(steps, instances, width) * 0.1).half(),
+        "state": torch.randn(steps, cells, width).half(),
+        "score": score,
+    }
+    tensors = {name: x.to(device) for name, x in tensors.items()}
+    best = occupancy_scores(**tensors).max(1).values
+    return {**tensors, "threshold": float(best.float().median())}
+
+
+def occupancy_scores(query: torch.Tensor, state: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """float64 (T,A,B)."""
+    products = query.double() @ state.double().transpose(1, 2)  # (T,A,B)
+    return torch.sigmoid(products) * score.double().view(1, -1, 1)
+
+
+def occupancy_errors(found: torch.Tensor, query, state, score, threshold: float, margin: float = 1e-5) -> int:
+    """Cells that are wrong: another instance than the likeliest, by more than `margin` of a score, or on the wrong side
+    of the threshold by more than that."""
+    scores = occupancy_scores(query, state, score)
+    best = scores.max(1).values  # (T,B)
+    if int(found.min()) < 0 or int(found.max()) > query.shape[1]:
+        return found.numel()
+    chosen = scores.gather(1, (found.long() - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (T,B)
+    occupied = (found > 0) & (chosen >= best - margin) & (best > threshold - margin)
+    return int((~(occupied | (found == 0) & (best <= threshold + margin))).sum())

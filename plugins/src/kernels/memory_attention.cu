@@ -1,0 +1,52 @@
+// Attention to a memory that is its own keys and values, on the GPU: memory_attention.cuh's blocks.
+#include "memory_attention.cuh"
+
+#include <cuda_runtime_api.h>
+
+namespace {
+
+using uniad::AttendPlan;
+using uniad::kAttendThreads;
+
+template <int kWidth>
+__global__ __launch_bounds__(kAttendThreads, 2) void attend(const __grid_constant__ UniadMemoryAttention a,
+                                                            const AttendPlan plan) {
+    extern __shared__ __align__(128) char shared[];
+    uniad::attend_part<kWidth>(uniad::DeviceBlock(shared), a, plan, blockIdx.y, blockIdx.x);
+}
+
+__global__ void merge(const __grid_constant__ UniadMemoryAttention a, int parts) {
+    uniad::attend_merge(a, parts, blockIdx.x, threadIdx.x);
+}
+
+template <int kWidth>
+int launch(const UniadMemoryAttention& a, cudaStream_t stream) {
+    const AttendPlan plan = uniad::attend_plan(a.rows, a.cells);
+    constexpr int kShared = uniad::attend_shared_bytes<kWidth>();
+    const cudaError_t error = cudaFuncSetAttribute(attend<kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    const dim3 blocks(static_cast<unsigned>(plan.parts), static_cast<unsigned>(plan.row_blocks));
+    attend<kWidth><<<blocks, kAttendThreads, kShared, stream>>>(a, plan);
+    merge<<<static_cast<unsigned>(a.rows), kWidth, 0, stream>>>(a, plan.parts);
+    return cudaGetLastError();
+}
+
+}  // namespace
+
+extern "C" size_t uniad_memory_attention_workspace(int rows, int cells, int width) {
+    const UniadMemoryAttention a{nullptr, nullptr, nullptr, nullptr, rows, cells, width};
+    if (!uniad::attend_fits(a)) {
+        return 0;
+    }
+    return static_cast<size_t>(uniad::attend_plan(rows, cells).parts) * rows * (width + 2) * sizeof(float);
+}
+
+extern "C" int uniad_memory_attention(const UniadMemoryAttention* a, void* stream) {
+    if (!uniad::attend_fits(*a)) {
+        return uniad::kUnsupported;
+    }
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    return a->width == 256 ? launch<256>(*a, cuda_stream) : launch<128>(*a, cuda_stream);
+}

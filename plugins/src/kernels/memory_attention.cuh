@@ -1,0 +1,188 @@
+// Attention of few rows to a large memory that is its own keys and values: softmax(query memory^T) memory. The projections
+// of keys and values stand on the other side of the products (attend_memory of layers/basic.py), so that the memory is
+// read once, in float16, and no logit is ever written.
+//
+// A block takes kAttendRows rows and a part of the memory ("FlashAttention", Dao et al. 2022, for the sums over parts):
+// each of its warps has 16 rows, 64 cells of the memory at a time lie in shared memory for both products. A second kernel
+// adds the parts.
+#pragma once
+
+#include "../kernels.h"
+#include "warp_block.cuh"
+
+namespace uniad {
+
+constexpr int kAttendRows = 64, kAttendCells = 64, kAttendThreads = 128, kAttendStages = 2;
+constexpr int kAttendBlocks = 256;  // wanted: two on each of an H100's processors
+constexpr int kAttendParts = 128;   // at most
+constexpr float kLog2E = 1.4426950408889634f;
+
+/// How the work is shared out: blocks of rows x parts of the memory, each of `tiles` times kAttendCells cells at most.
+struct AttendPlan {
+    int row_blocks, parts, tiles;
+};
+
+UNIAD_HD AttendPlan attend_plan(int rows, int cells) {
+    const int row_blocks = (rows + kAttendRows - 1) / kAttendRows, all = (cells + kAttendCells - 1) / kAttendCells;
+    int parts = kAttendBlocks / row_blocks;
+    parts = parts < 1 ? 1 : parts > kAttendParts ? kAttendParts : parts;
+    const int tiles = (all + parts - 1) / parts;
+    return {row_blocks, (all + tiles - 1) / tiles, tiles};  // no part is empty
+}
+
+/// Whether there is a kernel for these sizes.
+UNIAD_HD bool attend_fits(const UniadMemoryAttention& a) {
+    return a.rows > 0 && a.cells > 0 && (a.width == 128 || a.width == 256);
+}
+
+template <int kWidth>
+constexpr int attend_shared_bytes() {
+    return (kAttendRows + kAttendStages * kAttendCells) * kWidth * 2;
+}
+
+/// The workspace: sums (parts,rows,width), then of each (part,row) the largest logit and the sum of the weights.
+UNIAD_HD float* attend_sums(const UniadMemoryAttention& a, int part, int row) {
+    return static_cast<float*>(a.workspace) + (static_cast<int64_t>(part) * a.rows + row) * a.width;
+}
+UNIAD_HD float* attend_scale(const UniadMemoryAttention& a, int parts, int part, int row) {
+    return attend_sums(a, parts, 0) + (static_cast<int64_t>(part) * a.rows + row) * 2;
+}
+
+/// One block: rows of block `row_block`, part `part` of the memory.
+template <int kWidth, typename Block>
+UNIAD_DEVICE void attend_part(const Block& block, const UniadMemoryAttention& a, const AttendPlan& plan, int row_block,
+                              int part) {
+    constexpr int kVectors = kWidth / 8, kRowBytes = kWidth * 2;
+    const int thread = block.thread(), lane = thread % 32, warp = thread / 32;
+    const int first_row = row_block * kAttendRows;
+    const int first = part * plan.tiles;
+    const int all = (a.cells + kAttendCells - 1) / kAttendCells;
+    const int last = first + plan.tiles < all ? first + plan.tiles : all;
+
+    const auto stage = [&](int tile) {
+        return static_cast<unsigned>((kAttendRows + tile % kAttendStages * kAttendCells) * kRowBytes);
+    };
+    const auto copy_cells = [&](int tile) {
+        copy_tile<kAttendCells, kVectors>(block, kAttendThreads, stage(tile), a.memory, tile * kAttendCells, a.cells);
+    };
+
+    float sum[kWidth / 8][4] = {};
+    float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of rows g and g + 8
+    copy_tile<kAttendRows, kVectors>(block, kAttendThreads, 0, a.query, first_row, a.rows);
+    copy_cells(first);
+    block.commit();
+    for (int tile = first; tile < last; ++tile) {
+        if (tile + 1 < last) {
+            copy_cells(tile + 1);
+        }
+        block.commit();
+        block.template wait<1>();
+        block.sync();
+        const unsigned cells = stage(tile);
+
+        float logits[kAttendCells / 8][4] = {};
+#pragma unroll
+        for (int k = 0; k < kWidth / 16; ++k) {
+            unsigned left[4];
+            block.load(left, tile_place<kVectors>(warp * 16 + left_row(lane), 2 * k + left_vector(lane)));
+#pragma unroll
+            for (int n = 0; n < kAttendCells / 16; ++n) {
+                unsigned right[4];
+                block.load(right, cells + tile_place<kVectors>(n * 16 + right_row(lane), 2 * k + right_vector(lane)));
+                block.multiply(logits[2 * n], left, right[0], right[1]);
+                block.multiply(logits[2 * n + 1], left, right[2], right[3]);
+            }
+        }
+        const int left_over = a.cells - tile * kAttendCells;
+        if (left_over < kAttendCells) {  // cells that there are not get no weight
+#pragma unroll
+            for (int n = 0; n < kAttendCells / 8; ++n) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    logits[n][j] = n * 8 + lane % 4 * 2 + j % 2 < left_over ? logits[n][j] : -INFINITY;
+                }
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float largest = peak[h];
+#pragma unroll
+            for (int n = 0; n < kAttendCells / 8; ++n) {
+                largest = fmaxf(largest, fmaxf(logits[n][2 * h], logits[n][2 * h + 1]));
+            }
+            largest = fmaxf(largest, block.swap(largest, 1));
+            largest = fmaxf(largest, block.swap(largest, 2));
+            const float shrink = exp2f((peak[h] - largest) * kLog2E);
+            peak[h] = largest;
+            total[h] *= shrink;
+#pragma unroll
+            for (int n = 0; n < kWidth / 8; ++n) {
+                sum[n][2 * h] *= shrink;
+                sum[n][2 * h + 1] *= shrink;
+            }
+#pragma unroll
+            for (int n = 0; n < kAttendCells / 8; ++n) {
+#pragma unroll
+                for (int j = 2 * h; j < 2 * h + 2; ++j) {
+                    logits[n][j] = exp2f((logits[n][j] - largest) * kLog2E);
+                    total[h] += logits[n][j];
+                }
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < kAttendCells / 16; ++k) {  // the weights' sums are already laid out as left operands
+            const auto& low = logits[2 * k];
+            const auto& high = logits[2 * k + 1];
+            const unsigned left[4] = {pack_halves(low[0], low[1]), pack_halves(low[2], low[3]),
+                                      pack_halves(high[0], high[1]), pack_halves(high[2], high[3])};
+#pragma unroll
+            for (int n = 0; n < kWidth / 16; ++n) {
+                unsigned right[4];
+                block.load_transposed(
+                    right, cells + tile_place<kVectors>(k * 16 + left_row(lane), 2 * n + left_vector(lane)));
+                block.multiply(sum[2 * n], left, right[0], right[1]);
+                block.multiply(sum[2 * n + 1], left, right[2], right[3]);
+            }
+        }
+        block.sync();  // before the stage is written again
+    }
+
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        total[h] += block.swap(total[h], 1);
+        total[h] += block.swap(total[h], 2);
+        const int row = first_row + warp * 16 + lane / 4 + 8 * h;
+        if (row >= a.rows) {
+            continue;
+        }
+        float* const to = attend_sums(a, part, row) + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < kWidth / 8; ++n) {
+            const Pack<float, 2> pair{{sum[n][2 * h], sum[n][2 * h + 1]}};
+            *reinterpret_cast<Pack<float, 2>*>(to + n * 8) = pair;
+        }
+        if (lane % 4 == 0) {
+            float* const scale = attend_scale(a, plan.parts, part, row);
+            scale[0] = peak[h];
+            scale[1] = total[h];
+        }
+    }
+}
+
+/// One channel of one output row: the parts' sums.
+UNIAD_HD void attend_merge(const UniadMemoryAttention& a, int parts, int row, int channel) {
+    float peak = -INFINITY;
+    for (int part = 0; part < parts; ++part) {
+        peak = fmaxf(peak, attend_scale(a, parts, part, row)[0]);
+    }
+    float total = 0.0f, seen = 0.0f;
+    for (int part = 0; part < parts; ++part) {
+        const float* const scale = attend_scale(a, parts, part, row);
+        const float share = exp2f((scale[0] - peak) * kLog2E);
+        total += share * scale[1];
+        seen += share * attend_sums(a, part, row)[channel];
+    }
+    static_cast<half_t*>(a.out)[static_cast<int64_t>(row) * a.width + channel] = from_float<half_t>(seen / total);
+}
+
+}  // namespace uniad

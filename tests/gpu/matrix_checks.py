@@ -1,0 +1,69 @@
+"""check_plugins.py's checks of the kernels in plugins/matrix_kernels.py: against float64, from poisoned outputs with a
+guard band behind them, and a broken call each."""
+
+import functools
+
+import kernel_cases as cases
+import matrix_kernels as kernels
+import torch
+
+FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16; tests/test_matrix_kernels.py
+FLOAT32_BOUND = 1e-5  # of masks, float32: the order of sums
+GUARD = 4096  # elements behind an output
+DEVICE = torch.device("cuda")
+
+
+def check_matrix_kernels(checks, library, small: bool) -> None:
+    """`checks`: check_plugins.Checks."""
+    check_memory_attention(checks, library, small)
+    check_attention_masks(checks, library, small)
+    check_occupancy(checks, library, small)
+
+
+def guarded_error(checks, name: str, call, expected: torch.Tensor, dtype: torch.dtype, bound: float) -> None:
+    """`call(out)` must fill `out`, and nothing behind it, with `expected`."""
+    buffer = torch.full((expected.numel() + GUARD,), float("nan"), dtype=dtype, device=DEVICE)
+    out = buffer[: expected.numel()].view(expected.shape)
+    call(out=out)
+    error, guarded = cases.relative_error(out, expected), bool(buffer[expected.numel() :].isnan().all())
+    detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
+    checks.report(name, error <= bound and guarded, detail)
+
+
+def check_memory_attention(checks, library, small: bool) -> None:
+    sizes = [(8, 300, 256), (70, 130, 128), (16, 1, 128), (33, 9000, 128)]
+    sizes += [] if small else [(800, 40000, 256), (8, 40000, 256), (800, 1600, 128)]
+    for rows, cells, width in sizes:
+        name = f"attention of {rows} rows to {cells} cells of {width}"
+        case = kernels.memory_attention_case(DEVICE, rows, cells, width)
+        expected = kernels.memory_attention_reference(**case)
+        bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
+        call = functools.partial(kernels.memory_attention, library, **case)
+        guarded_error(checks, name, call, expected, torch.float16, bound)
+        if cells > 1:
+            checks.must_differ(name, kernels.memory_attention(library, -case["query"], case["memory"]), expected)
+
+
+def check_attention_masks(checks, library, small: bool) -> None:
+    sizes = [(100, 300, 256), (1, 65, 128), (140, 257, 128)] + ([] if small else [(100, 40000, 256), (1, 40000, 256)])
+    for queries, cells, width in sizes:
+        name = f"masks of {queries} queries, {cells} cells of {width}"
+        case = kernels.attention_masks_case(DEVICE, queries, cells, width)
+        expected = kernels.attention_masks_reference(**case)
+        call = functools.partial(kernels.attention_masks, library, *case.values())
+        guarded_error(checks, name, call, expected, torch.float32, FLOAT32_BOUND)
+        broken = {**case, "mix": case["mix"].flip(1).contiguous()}
+        checks.must_differ(name, kernels.attention_masks(library, *broken.values()), expected)
+
+
+def check_occupancy(checks, library, small: bool) -> None:
+    sizes = [(2, 256, 300, 256), (5, 7, 129, 128), (1, 97, 3000, 128)] + ([] if small else [(5, 256, 40000, 256)])
+    for steps, instances, cells, width in sizes:
+        name = f"occupancy of {instances} instances, {steps} x {cells} cells of {width}"
+        case = kernels.occupancy_case(DEVICE, steps, instances, cells, width)
+        buffer = torch.full((steps * cells + GUARD,), -1, dtype=torch.int32, device=DEVICE)
+        found = kernels.occupancy(library, **case, out=buffer[: steps * cells].view(steps, cells))
+        wrong, behind = kernels.occupancy_errors(found, **case), int((buffer[steps * cells :] != -1).sum())
+        checks.report(name, not wrong and not behind, f"{wrong} cells wrong, {behind} written behind")
+        wrong = kernels.occupancy_errors(found, **{**case, "score": case["score"].flip(0)})
+        checks.report(f"{name} (broken on purpose)", wrong > steps * cells // 10, f"{wrong} cells wrong")

@@ -1,0 +1,79 @@
+// The kernels that multiply on tensor cores, on the host (host_block.h), behind the C interface of kernels.h. Built by
+// test_plugins_host.py together with kernels_host.cpp.
+#include "host_block.h"
+#include "kernels/attention_masks.cuh"
+#include "kernels/memory_attention.cuh"
+#include "kernels/occupancy.cuh"
+
+namespace {
+
+template <int kWidth>
+void memory_attention(const UniadMemoryAttention& a) {
+    const uniad::AttendPlan plan = uniad::attend_plan(a.rows, a.cells);
+    for (int row_block = 0; row_block < plan.row_blocks; ++row_block) {
+        for (int part = 0; part < plan.parts; ++part) {
+            host::run_block(uniad::kAttendThreads, uniad::attend_shared_bytes<kWidth>(), [&](const host::Block& block) {
+                uniad::attend_part<kWidth>(block, a, plan, row_block, part);
+            });
+        }
+    }
+    for (int row = 0; row < a.rows; ++row) {
+        for (int channel = 0; channel < kWidth; ++channel) {
+            uniad::attend_merge(a, plan.parts, row, channel);
+        }
+    }
+}
+
+constexpr int kColumns = 2;  // blocks that share the cells, so that each takes several tiles
+
+template <int kWidth>
+void attention_masks(const UniadAttentionMasks& a) {
+    const int warps = uniad::mask_warps(a.queries);
+    for (int query_block = 0; query_block * warps * 16 < a.queries; ++query_block) {
+        for (int first = 0; first < kColumns; ++first) {
+            host::run_block(warps * 32, uniad::mask_shared_bytes<kWidth>(), [&](const host::Block& block) {
+                uniad::attention_masks<kWidth>(block, a, warps, query_block, first, kColumns);
+            });
+        }
+    }
+}
+
+template <int kWidth>
+void occupancy(const UniadOccupancy& a) {
+    for (int step = 0; step < a.steps; ++step) {
+        for (int first = 0; first < kColumns; ++first) {
+            host::run_block(uniad::kOccupancyThreads, uniad::occupancy_shared_bytes<kWidth>(),
+                            [&](const host::Block& block) { uniad::occupancy<kWidth>(block, a, step, first, kColumns); });
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" size_t uniad_memory_attention_workspace(int rows, int cells, int width) {
+    return static_cast<size_t>(uniad::attend_plan(rows, cells).parts) * rows * (width + 2) * sizeof(float);
+}
+
+extern "C" int uniad_memory_attention(const UniadMemoryAttention* a, void*) {
+    if (!uniad::attend_fits(*a)) {
+        return uniad::kUnsupported;
+    }
+    a->width == 256 ? memory_attention<256>(*a) : memory_attention<128>(*a);
+    return 0;
+}
+
+extern "C" int uniad_attention_masks(const UniadAttentionMasks* a, void*) {
+    if (!uniad::masks_fit(*a)) {
+        return uniad::kUnsupported;
+    }
+    a->width == 256 ? attention_masks<256>(*a) : attention_masks<128>(*a);
+    return 0;
+}
+
+extern "C" int uniad_occupancy(const UniadOccupancy* a, void*) {
+    if (!uniad::occupancy_fits(*a)) {
+        return uniad::kUnsupported;
+    }
+    a->width == 256 ? occupancy<256>(*a) : occupancy<128>(*a);
+    return 0;
+}

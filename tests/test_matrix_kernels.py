@@ -1,0 +1,121 @@
+"""The kernels that multiply on tensor cores, on the host: their threads are fibers (host_block.h). Against float64, a
+broken case each; sizes that leave parts of tiles empty, and several tiles for one block."""
+
+import shutil
+import subprocess
+
+import kernel_calls
+import kernel_cases as cases
+import matrix_kernels as kernels
+import pytest
+import torch
+from support import ROOT
+
+# Stored as float16, the exact result has this much more error at most; weights are float16 too. Measured: 1.04.
+FLOAT16_FACTOR = 1.5
+FLOAT32_BOUND = 1e-6  # measured: 2.2e-7
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++: the kernels' headers can't be compiled for the host")
+    return build(tmp_path_factory.mktemp("kernels"), ROOT / "plugins" / "src")
+
+
+def build(folder, sources):
+    """The kernels of plugins/src, or of a copy, as a library for the host."""
+    path = folder / "libmatrix_kernels_host.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
+    source = [ROOT / "tests" / "kernels_host_blocks.cpp", "-I", sources]
+    subprocess.run([shutil.which("g++"), *flags, *source, "-o", path], check=True)
+    return kernel_calls.load(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cells", "width"), [(8, 300, 256), (70, 130, 128), (1, 8193, 128), (65, 64, 256), (16, 1, 128)]
+)
+def test_memory_attention(library, rows, cells, width):
+    torch.manual_seed(rows)
+    case = kernels.memory_attention_case("cpu", rows, cells, width)
+    expected = kernels.memory_attention_reference(**case)
+    bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
+    assert cases.relative_error(kernels.memory_attention(library, **case), expected) < bound
+    broken = {**case, "query": -case["query"]} if cells > 1 else {**case, "memory": -case["memory"]}
+    assert cases.relative_error(kernels.memory_attention(library, **broken), expected) > 0.1
+
+
+def test_memory_attention_of_large_logits(library):
+    """Products of hundreds: their exponentials alone would be infinite."""
+    case = kernels.memory_attention_case("cpu", 20, 200, 128, sharp=30.0)
+    expected = kernels.memory_attention_reference(**case)
+    assert cases.relative_error(kernels.memory_attention(library, **case), expected) < 1e-3
+
+
+@pytest.mark.parametrize(("queries", "cells", "width"), [(100, 300, 256), (1, 65, 128), (140, 257, 128), (5, 64, 256)])
+def test_attention_masks(library, queries, cells, width):
+    torch.manual_seed(queries)
+    case = kernels.attention_masks_case("cpu", queries, cells, width)
+    expected = kernels.attention_masks_reference(**case)
+    assert cases.relative_error(kernels.attention_masks(library, *case.values()), expected) < FLOAT32_BOUND
+    broken = {**case, "mix": case["mix"].flip(1).contiguous()}
+    assert cases.relative_error(kernels.attention_masks(library, *broken.values()), expected) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("steps", "instances", "cells", "width"), [(2, 256, 300, 256), (5, 7, 129, 128), (1, 97, 513, 128)]
+)
+def test_occupancy(library, steps, instances, cells, width):
+    torch.manual_seed(instances)
+    case = kernels.occupancy_case("cpu", steps, instances, cells, width)
+    found = kernels.occupancy(library, **case)
+    assert kernels.occupancy_errors(found, **case) == 0
+    assert 0.2 < (found > 0).float().mean() < 0.8
+    assert kernels.occupancy_errors(found, **{**case, "score": case["score"].flip(0)}) > cells // 10
+    assert kernels.occupancy_errors(found, **{**case, "threshold": case["threshold"] * 1.2}) > cells // 50
+
+
+def test_equal_instances_give_the_first(library):
+    case = kernels.occupancy_case("cpu", 1, 40, 130, 128)
+    query = case["query"][:, :1].expand(1, 40, 128).contiguous()
+    arguments = {**case, "query": query, "score": torch.full((40,), 0.5), "threshold": 0.0}
+    assert (kernels.occupancy(library, **arguments) == 1).all()
+
+
+def test_sizes_that_are_refused(library):
+    with pytest.raises(RuntimeError, match="uniad_memory_attention: error 1"):
+        kernels.memory_attention(library, **kernels.memory_attention_case("cpu", 8, 100, 64))
+    with pytest.raises(RuntimeError, match="uniad_attention_masks: error 1"):
+        kernels.attention_masks(library, *kernels.attention_masks_case("cpu", 8, 100, 256, heads=4).values())
+    with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
+        kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
+
+
+FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text, its replacement
+    "a copy that is not waited for": ("memory_attention.cuh", "template wait<1>()", "template wait<2>()"),
+    "rows and columns exchanged": ("memory_attention.cuh", "block.load_transposed(", "block.load("),
+    "banks by another rule": ("warp_block.cuh", "vector ^ (row & 7)", "vector ^ (row & 7 & vector)"),
+    "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
+    "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_seen(fault, tmp_path):
+    """The host's threads are good enough to fail where the kernels are wrong."""
+    file, text, other = FAULTS[fault]
+    shutil.copytree(ROOT / "plugins" / "src", tmp_path / "src")
+    path = tmp_path / "src" / "kernels" / file
+    assert path.read_text().count(text) >= 1
+    path.write_text(path.read_text().replace(text, other))
+    library, wrong = build(tmp_path, tmp_path / "src"), 0
+    case = kernels.memory_attention_case("cpu", 20, 150, 128)
+    expected = kernels.memory_attention_reference(**case)
+    wrong += cases.relative_error(kernels.memory_attention(library, **case), expected) > 1e-2
+    case = kernels.attention_masks_case("cpu", 20, 150, 128)
+    expected = kernels.attention_masks_reference(**case)
+    wrong += cases.relative_error(kernels.attention_masks(library, *case.values()), expected) > 1e-2
+    case = kernels.occupancy_case("cpu", 1, 40, 150, 128)
+    wrong += kernels.occupancy_errors(kernels.occupancy(library, **case), **case) > 0
+    assert wrong
