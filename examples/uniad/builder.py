@@ -77,6 +77,9 @@ def parse_args() -> argparse.Namespace:
     trt.add_argument(
         "--profiling-verbosity", default="layer_names_only", choices=("none", "layer_names_only", "detailed")
     )
+    trt.add_argument(
+        "--aux-streams", type=int, metavar="N", help="streams for independent parts (default: TensorRT's choice)"
+    )
     trt.add_argument("--dump-layers", type=pathlib.Path, metavar="FILE.tsv", help="write the list of layers")
     trt.add_argument(
         "--log-level",
@@ -95,6 +98,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UniADError(f"--max-tracks {args.max_tracks}: use 1 to 1024")
     if unknown := sorted(set(args.outputs) - set(TASKS)):
         raise UniADError(f"--outputs: no task {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
+    if args.aux_streams is not None and args.aux_streams < 0:
+        raise UniADError(f"--aux-streams {args.aux_streams}: give 0 or more")
     if args.workspace is not None and args.workspace <= 0:
         raise UniADError(f"--workspace {args.workspace}: give more than 0 GiB")
 
@@ -163,6 +168,7 @@ def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) 
             optimization_level=args.builder_opt,
             timing_cache=args.timing_cache,
             profiling_verbosity=args.profiling_verbosity,
+            aux_streams=args.aux_streams,
             plugins=plugins,
             functional=args.functional,
             compute_capabilities=targets,

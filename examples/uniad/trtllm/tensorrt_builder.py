@@ -29,6 +29,7 @@ class BuildOptions:
         optimization_level: 0 (fast build) to 5 (long search).
         timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
+        aux_streams: streams beside the main one on which independent parts may run; TensorRT for RTX chooses itself.
         plugins: the operations that become plugins (trtllm.tensorrt_plugins.select_plugins).
         functional: what adds the layers: "own", or "tensorrt_llm" (trtllm/tensorrt_llm_layers.py).
         compute_capabilities: what TensorRT for RTX builds for; the others build for the GPU that they run on.
@@ -40,6 +41,7 @@ class BuildOptions:
     optimization_level: int | None = None
     timing_cache: pathlib.Path | None = None
     profiling_verbosity: str = "layer_names_only"
+    aux_streams: int | None = None
     plugins: Collection[str] = ()
     functional: str = "own"
     compute_capabilities: Sequence[str] = ("8.6",)
@@ -128,6 +130,8 @@ def _configure(config: Any, flavour: Flavour, options: BuildOptions) -> Any:
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper())
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
+    if options.aux_streams is not None:
+        config.max_aux_streams = options.aux_streams
     if options.progress is None or not hasattr(trt, "IProgressMonitor"):
         return None
     monitor = _make_monitor(trt, options.progress)

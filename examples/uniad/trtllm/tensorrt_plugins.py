@@ -55,7 +55,7 @@ class PluginLibrary(NamedTuple):
     path: pathlib.Path
     facts: dict[str, str]  # version, cuda, tensorrt, architectures; hopper: "1" where HOPPER_LAYOUT runs on this GPU
     deform_conv_layout: Callable[[int, int, int], int]
-    occupancy_runs: Callable[[int], int]
+    occupancy_runs: Callable[[int], int] = lambda width: 0
 
 
 def find_library() -> pathlib.Path | None:

@@ -161,7 +161,10 @@ def modulated_deform_conv2d(
     y = F.select(offset, 2, 0) + F.constant(base_y[None].astype(np.float32))  # (N,9,H',W') input rows
     x = F.select(offset, 2, 1) + F.constant(base_x[None].astype(np.float32))
     grid = F.stack([x * (2 / w) + (1 / w - 1), y * (2 / h) + (1 / h - 1)], 4)  # (N,9,H',W',2)
-    columns = grid_sample(F.cast(input, "float32"), F.view(grid, (n, taps * ho, wo, 2)))  # (N,C,9H',W')
+    # The float32 part ends on both sides of the sampling: TensorRT 8.6 has no implementation of regions that hold it
+    # together with the float16 convolutions around it.
+    grid = F.view(after(grid), (n, taps * ho, wo, 2))  # (N,9H',W',2)
+    columns = after(grid_sample(F.cast(input, "float32"), grid))  # (N,C,9H',W')
     columns = F.view(columns, (n, c, taps, ho, wo)) * F.unsqueeze(mask, 1)
     columns = F.cast(F.view(columns, (n, c * taps, ho * wo)), input.dtype)
     out = F.matmul(F.view(weight, (1, o, c * taps)), columns)  # (N,O,H'W')
