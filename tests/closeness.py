@@ -4,9 +4,15 @@ import numpy as np
 
 
 def max_error(actual, expected) -> float:
-    """Largest absolute difference; infinite where shapes differ or a value is not finite on one side only."""
+    """Largest absolute difference of the finite values; never NaN.
+
+    Infinite where shapes differ, or where a value is not finite and the other is not the same infinity: NaN equals
+    nothing.
+    """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    if actual.shape != expected.shape or not np.array_equal(np.isfinite(actual), np.isfinite(expected)):
+    if actual.shape != expected.shape:
         return float("inf")
-    finite = np.isfinite(expected)
+    finite = np.isfinite(actual) & np.isfinite(expected)
+    if not np.array_equal(actual[~finite], expected[~finite]):
+        return float("inf")
     return float(np.abs(actual[finite] - expected[finite]).max(initial=0.0))

@@ -60,10 +60,14 @@ class Case:
     def function(self) -> str:
         return self.name.split()[0]
 
-    def allowed(self, dtype: str, reference: np.ndarray) -> float:
-        """Largest error that passes."""
-        finite = np.abs(reference[np.isfinite(reference)].astype(np.float64))
-        return self.tolerance[BOTH.index(dtype)] * max(1.0, finite.max(initial=0.0))
+    def allowed(self, dtype: str, reference: np.ndarray, rounding: float = 0.0) -> float:
+        """Largest error that passes; finite, whatever the reference holds.
+
+        Args:
+            rounding: allowed besides, as a fraction of the largest finite reference.
+        """
+        largest = float(np.abs(reference[np.isfinite(reference)].astype(np.float64)).max(initial=0.0))
+        return self.tolerance[BOTH.index(dtype)] * max(1.0, largest) + rounding * largest
 
     def arrays(self, dtype: str) -> list[np.ndarray]:
         """The inputs in a network of that type."""
@@ -474,10 +478,14 @@ case("deformable_attention boxes", lambda *x: V.deformable_attention(*x, SHAPES)
      lambda t, *x: deform_attention(t, *x, SHAPES),
      lambda v, r, o, a: V.deformable_attention(v, F.narrow(r, -1, 0, 2), o, a, SHAPES), VALUE, BOXES, OFFSETS, LOGITS,
      islands=(1,))
+# Four channels have no kernel: the composition, also with plugins. The inputs are float16 numbers and cost nothing, but
+# TensorRT 8.6 stores the locations, float32 by intent, as float16 (docs/fidelity.md). Emulated in torch, all else in
+# float32: 3.87e-3 with these inputs, which is what the GPU gave; with 1500 random ones of these shapes, relative to
+# max(1, largest), 1.8e-3 at the median, 4.4e-3 at the 99th percentile, 7.6e-3 at most.
 case("deformable_attention levels on one", lambda *x: V.deformable_attention(*x, SHAPES[:1], num_queries=9),
      lambda t, *x: deform_attention(t, *x, SHAPES[:1], num_queries=9),
      lambda v, r, o, a: V.deformable_attention(v, r, o, -a, SHAPES[:1], num_queries=9), VALUE[:, :48], POINTS, OFFSETS,
-     LOGITS, islands=(1,))
+     LOGITS, islands=(1,), tolerance=(3e-6, 5e-3))
 case("sampling_points", lambda *x: list(V.sampling_points(*x, SHAPES)), lambda t, *x: list(sampling(t, *x, SHAPES)),
      lambda r, o, a: list(V.sampling_points(r, -o, a, SHAPES)), POINTS, OFFSETS, LOGITS, islands=(0,),
      tolerance=(3e-6, 3e-6))

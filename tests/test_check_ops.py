@@ -1,6 +1,7 @@
 """The judgement and the table of gpu/check_ops.py, on results that plain torch and the torch executor give."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -9,12 +10,12 @@ import op_engines
 import pytest
 import torch
 from gpu import check_ops
-from op_cases import CASES
+from op_cases import CASES, FEW
 from support import ROOT
 
 from errors import UniADError
 from runtime import cuda
-from trtllm import Network, net_guard
+from trtllm import Network, net_guard, vision
 from trtllm import functional as F
 from trtllm.torch_executor import TorchExecutor
 
@@ -51,6 +52,55 @@ def test_judgement(references, dtype, capsys):
     crashed = [{"case": "add", "dtype": dtype, "failure": "no end within 300 s", "share": float("inf")}]
     assert check_ops.print_table(crashed) == 1 and "no end within" in capsys.readouterr().out
     assert check_ops.print_table([]) == 1, "no rows are no success"
+    for spoilt in ({"error": math.nan, "allowed": 1.0}, {"error": 0.0, "allowed": math.nan}):
+        capsys.readouterr()
+        row = {"case": "div by zero", "dtype": dtype, "share": math.nan, **spoilt}
+        assert check_ops.print_table([*rows["run"], row]) == 1
+        shown = capsys.readouterr().out
+        assert f"{dtype}: 5 of 6 cases" in shown and shown.count("FAILED") == 1 and "div by zero" in shown
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 0.0), ("float16", 0.0), ("float16", 2.0**-11)])
+def test_what_is_not_finite_passes_only_where_the_reference_is_the_same(references, dtype, rounding):
+    wanted = check_ops.read_references(references)
+
+    def shares(change):
+        """Of every case whose results are the references in float32, after a change."""
+        indices = [i for i, case in enumerate(CASES) if dtype in case.dtypes]
+        outputs = {name: change(a.astype(np.float32)) for name, a in wanted.items() if ".out" in name}
+        return {CASES[i].name: check_ops.judge(i, dtype, outputs, wanted, rounding)["share"] for i in indices}
+
+    def first_is(value):
+        return lambda array: np.concatenate([[np.float32(value)], array.ravel()[1:]]).reshape(array.shape)
+
+    assert set(shares(lambda array: array).values()) == {0.0}
+    for spoilt in (math.nan, -math.inf, math.inf):
+        assert set(shares(first_is(spoilt)).values()) == {math.inf}
+    turned = shares(lambda array: np.where(np.isinf(array), -array, array))
+    assert turned.pop("div by zero") == math.inf and set(turned.values()) == {0.0}
+    assert 1 < shares(lambda array: array + np.float32(0.1))["div by zero"] < math.inf  # its finite values are judged
+
+
+def test_locations_stored_as_float16(references, monkeypatch):
+    """What TensorRT 8.6 does with deformable attention's locations: the case allows for it, in float16 alone."""
+    (index,) = [i for i, case in enumerate(CASES) if case.name == "deformable_attention levels on one"]
+    wanted, exact = check_ops.read_references(references), vision.sampling_points
+    inputs = op_engines.input_arrays([index], "float16")
+
+    def error():
+        with torch.inference_mode(), net_guard(Network(TorchExecutor(), "float16")):
+            results = op_engines.define([index])({name: F.constant(a) for name, a in inputs.items()})
+            outputs = {name: tensor.handle.numpy() for name, tensor in results.items()}
+        return check_ops.judge(index, "float16", outputs, wanted)
+
+    def stored(*arguments):
+        locations, weights = exact(*arguments)
+        return F.cast(F.cast(locations, "float16"), "float32"), weights
+
+    assert error()["error"] < 2e-4
+    monkeypatch.setattr(vision, "sampling_points", stored)
+    assert 3.8e-3 < error()["error"] < 3.9e-3 and error()["share"] < 1
+    assert CASES[index].tolerance[0] == FEW[0]
 
 
 def test_references_of_other_cases_are_refused(references, tmp_path):
