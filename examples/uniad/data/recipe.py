@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from config import UniADConfig, load_config
 from data.cameras import LIDAR_AHEAD, LIDAR_HEIGHT, camera_rig, turn
@@ -274,7 +273,8 @@ def recipe_frames(config: UniADConfig, count: int) -> Iterator[Frame]:
 
 def write_checkpoint(path: str | os.PathLike, config: UniADConfig) -> None:
     """Write the recipe's checkpoint in the released format, `{'meta', 'state_dict'}`."""
-    import torch  # only this needs it
+    import torch  # neither is needed for weights and frames alone, as the checks of an engine take them
+    from tqdm import tqdm
 
     tensors = tqdm(recipe_state(config), desc="checkpoint", unit="tensor", delay=1, disable=None, leave=False)
     state = {key: torch.from_numpy(array) for key, array in tensors}
@@ -284,6 +284,8 @@ def write_checkpoint(path: str | os.PathLike, config: UniADConfig) -> None:
 
 def write_demo(folder: str | os.PathLike, config: UniADConfig, frames: int) -> None:
     """Write checkpoint, anchors and frames into a new folder. Raises UniADError where the folder is something else."""
+    from tqdm import tqdm
+
     with new_folder(folder, lambda path: (path / MARKER).is_file(), "a folder of this recipe") as work:
         write_checkpoint(work / f"{config.name}.pth", config)
         np.save(work / "motion_anchors.npy", recipe_anchors(config))

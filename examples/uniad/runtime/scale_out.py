@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data.frames import FrameSource, open_source
 from errors import UniADError, one_line_errors
@@ -142,6 +141,8 @@ def run_workers(args: argparse.Namespace, run: dict[str, Any], open_session: Cal
 
     The workers open engine and frames themselves. Raises UniADError where scenes are left and no worker is.
     """
+    from tqdm import tqdm  # a worker needs none
+
     spans = scene_spans(run, args.output)
     (args.output / "scenes").mkdir(parents=True, exist_ok=True)
     (args.output / "resume.npz").unlink(missing_ok=True)  # of a run without workers: begun again
