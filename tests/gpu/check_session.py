@@ -5,18 +5,20 @@
 Builds engines of the recipe models with the TensorRT that this Python has (numpy and cuda-bindings are all it needs
 besides) and checks, for FP32 and FP16, with the state kept on the device:
 
-- the tiny sequence of eight frames: every output within BOUNDS, track ids and life cycle equal;
+- the tiny sequence of eight frames: every output within its bound, track ids and life cycle equal;
 - the same frames with two in flight, and without the CUDA graph: equal to the last bit;
 - 40 frames: the same results each time round, no device memory lost;
 - a session that loses its state must fail the first check.
 
 The size "full" takes two frames at full size; FOLDER holds their recordings. What the random weights make chaotic
-there is shown, not judged (the recordings' README: "How far the full-size goldens carry").
+there is shown, not judged (the recordings' README: "How far the full-size goldens carry"). The second and third check
+take these two in turn, ten frames.
 Exit status 1 where anything failed.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import pathlib
 import sys
@@ -34,7 +36,7 @@ from runtime.session import Session, open_session
 from runtime.tensorrt_plan import write_tensorrt_plan
 from trtllm.tensorrt_builder import BuildOptions
 from trtllm.tensorrt_flavours import load_flavour
-from trtllm.tensorrt_plugins import select_plugins
+from trtllm.tensorrt_plugins import OPERATIONS, select_plugins
 
 # FP32: largest error relative to the largest value; of maps, the share of cells that differ.
 FP32_BOUND = 1e-3
@@ -89,11 +91,11 @@ def run_in_flight(session: Session, inputs) -> list[dict[str, np.ndarray]]:
 
 
 def equal(first, second) -> bool:
-    return all(np.array_equal(a[name], b[name]) for a, b in zip(first, second) for name in a)
+    return all(np.array_equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a)
 
 
 def worst_errors(session: Session, inputs, recordings, exact: bool, forget: bool = False):
-    """Largest error of each output over the frames, and what differs in ids and life cycle."""
+    """Largest error of each output over the frames, NaN where one is, and what differs in ids and life cycle."""
     worst: dict[str, float] = {}
     wrong: list[str] = []
     comparison = golden.Comparison(session.config, exact)
@@ -101,7 +103,7 @@ def worst_errors(session: Session, inputs, recordings, exact: bool, forget: bool
     for index, (frame, recorded) in enumerate(zip(inputs, recordings)):
         outputs = session.infer(frame)
         errors, differing = comparison.frame(recorded, outputs, session.carried_state())
-        worst = {name: max(worst.get(name, 0.0), errors.get(name, 0.0)) for name in worst | errors}
+        worst = {name: float(np.maximum(worst.get(name, 0.0), errors.get(name, 0.0))) for name in worst | errors}
         wrong += [f"frame {index}: {text}" for text in differing]
         if forget:
             session.reset()
@@ -120,19 +122,28 @@ def check_tiny(path: pathlib.Path, dtype: str, c_model, checks: Checks) -> None:
     lost, wrong = worst_errors(session, inputs, recordings, exact, forget=True)
     seen = bool(wrong) or any(error > bound(name, dtype) for name, error in lost.items())
     checks.report(f"tiny {dtype} lost state is seen", seen)
+    check_repeated(f"tiny {dtype}", path, session, inputs, 5, checks)
 
+
+def check_repeated(kind: str, path: pathlib.Path, session: Session, inputs, rounds: int, checks: Checks) -> None:
+    """What must not change a bit: two frames in flight, no CUDA graph, and the same again, `rounds` times. Nor may the
+    repetition take device memory.
+
+    Args:
+        kind: of the session, for the report: size and type.
+        path: the session's engine, of which another session is opened.
+    """
     results = run(session, inputs)
-    checks.report(f"tiny {dtype} two in flight", equal(results, run_in_flight(session, inputs)), "equal to the bit")
+    checks.report(f"{kind} two in flight", equal(results, run_in_flight(session, inputs)), "equal to the bit")
     without = open_session(path, cuda_graph=False)
-    checks.report(f"tiny {dtype} without CUDA graph", equal(results, run(without, inputs)), "equal to the bit")
+    checks.report(f"{kind} without CUDA graph", equal(results, run(without, inputs)), "equal to the bit")
     free, started, same = cuda.memory_info()[0], time.perf_counter(), True
-    for _ in range(5):
+    for _ in range(rounds):
         same &= equal(results, run(session, inputs))
-    seconds = time.perf_counter() - started
-    lost_bytes = free - cuda.memory_info()[0]
-    checks.report(
-        f"tiny {dtype} 40 frames", same and lost_bytes == 0, f"{lost_bytes} bytes lost, {seconds / 40:.4f} s each"
-    )
+    count, seconds = rounds * len(inputs), time.perf_counter() - started
+    lost = free - cuda.memory_info()[0]
+    detail = f"{'same' if same else 'other'} results, {lost} bytes lost, {seconds / count:.4f} s each"
+    checks.report(f"{kind} {count} frames", same and lost == 0, detail)
 
 
 def check_full(path: pathlib.Path, dtype: str, c_model, folder: pathlib.Path, checks: Checks) -> None:
@@ -147,6 +158,13 @@ def check_full(path: pathlib.Path, dtype: str, c_model, folder: pathlib.Path, ch
             detail = f"{error:.1e}" + (f" (at most {limit:.1e})" if limit else " (shown only)")
             checks.report(f"full {dtype} frame {index} {name}", limit is None or error <= limit, detail)
         print(f"     full {dtype} frame {index} life cycle: {'; '.join(wrong) or 'equal'}")
+    check_repeated(f"full {dtype}", path, session, inputs * 5, 1, checks)
+
+
+def plan_name(size: str, dtype: str, plugins: tuple[str, ...]) -> str:
+    """Another choice of plugins is another engine: auto (all of them), off, or a hash of their names."""
+    choice = {(): "off", OPERATIONS: "auto"}.get(plugins) or hashlib.sha256(",".join(plugins).encode()).hexdigest()[:8]
+    return f"{size}_{dtype}_plugins_{choice}.plan"
 
 
 def build(path: pathlib.Path, c_model, flavour, options: BuildOptions) -> pathlib.Path:
@@ -195,8 +213,7 @@ def main() -> None:
                     compute_capabilities=[cuda.compute_capability()],
                     plugins=plugins,
                 )
-                kind = "_".join(["", *plugins])  # another choice is another engine
-                path = build(plans / f"{size}_{dtype}{kind}.plan", c_model, flavour, options)
+                path = build(plans / plan_name(size, dtype, plugins), c_model, flavour, options)
                 if size == "tiny":
                     check_tiny(path, dtype, c_model, checks)
                 else:
