@@ -1,5 +1,6 @@
 """runtime/collision.py against the recorded original, and against CasADi with IPOPT on random scenes."""
 
+import collision_plain
 import numpy as np
 import pytest
 from support import assert_close, assert_differs, golden
@@ -36,30 +37,60 @@ def test_broken_variants_are_caught(monkeypatch):
     assert_differs(swapped, expected, 100 * ATOL, "x and y of the obstacles swapped")
     late, _ = collision.optimise_plan(plan, np.roll(occ, 1, axis=0), BASE)
     assert_differs(late, expected, 100 * ATOL, "occupancy of another step")
-    monkeypatch.setattr(collision, "occupied_points", exact_points)
-    exact, _ = collision.optimise_plan(plan, occ, BASE)
-    assert_differs(exact, expected, 100 * ATOL, "obstacle metres not cut to integers")
+    monkeypatch.setattr(collision, "cell_metres", lambda cells, middle: np.floor((cells - middle) * 0.5 + 0.25))
+    floor, _ = collision.optimise_plan(plan, occ, BASE)
+    assert_differs(floor, expected, 100 * ATOL, "obstacle metres rounded down, not towards zero")
 
 
-def exact_points(occ, config, near=None):
-    rows, columns = np.nonzero(occ)
-    return np.stack([columns - config.bev_h // 2, rows - config.bev_w // 2], axis=1) * 0.5 + 0.25
+def crowded_case(rng, share):
+    """A plan in any direction over a map of which a share of all cells is occupied."""
+    plan = np.cumsum(rng.normal(rng.uniform(-3, 3, 2), [0.2, 0.4], (6, 2)), axis=0).astype(np.float32)
+    return plan, (rng.random((5, 200, 200)) < share).astype(np.int32)
 
 
 def test_window_loses_no_point():
-    """Around any position, on the map and off it: the same points within reach, in the same order."""
+    """Around any position, on the map and off it: as many occupied cells in each place as a list of all gives."""
     rng = np.random.default_rng(3)
-    occ = (rng.random((200, 200)) < 0.4).astype(np.int32)
-    everything = collision.occupied_points(occ, BASE).astype(np.float32)
-    for near in rng.uniform(-60, 60, (300, 2)).astype(np.float32):
-        found = collision.occupied_points(occ, BASE, near).astype(np.float32)
-        within = [p[((near - p) ** 2).sum(axis=-1) < collision.FILTER_RANGE**2] for p in (everything, found)]
-        np.testing.assert_array_equal(*within)
-        assert len(found) <= 27 * 27
-    monster = np.array([np.nan, 0], np.float32)
-    assert len(collision.occupied_points(occ, BASE, monster)) == len(everything)
-    moved = collision.occupied_points(occ, BASE, near + 3).astype(np.float32)
-    assert ((near - moved) ** 2).sum(axis=-1).min(initial=np.inf) != ((near - found) ** 2).sum(axis=-1).min(initial=0)
+    _, occ = crowded_case(rng, 0.4)
+    for _ in range(100):
+        plan = rng.uniform(-60, 60, (6, 2)).astype(np.float32)
+        plan[rng.integers(6)] = rng.choice([0.0, -5.0, 1e30, np.nan, np.inf], 2)
+        with np.errstate(invalid="ignore", over="ignore"):
+            metres, counts = collision.obstacles_near(plan, occ, BASE)
+            expected = collision_plain.near_points(plan, occ, BASE)
+        assert counts.shape == (6, 12, 12)
+        for (x, y), found, points in zip(metres, counts, expected):
+            rows, columns = np.nonzero(found)
+            places = np.stack([x[columns], y[rows]], axis=1)
+            given, numbers = np.unique(points, axis=0, return_counts=True)
+            order = np.lexsort(places.T[::-1])
+            np.testing.assert_array_equal(places[order], given.reshape(-1, 2))
+            np.testing.assert_array_equal(found[rows, columns][order], numbers)
+
+
+def test_small_maps():
+    rng = np.random.default_rng(4)
+    config = BASE.replace(bev_h=20, bev_w=20)
+    for _ in range(20):
+        plan, occ = rng.uniform(-9, 9, (6, 2)).astype(np.float32), rng.integers(0, 2, (5, 20, 24))
+        expected, ran = collision_plain.optimise_plan(plan, occ, config)
+        actual, same = collision.optimise_plan(plan, occ, config)
+        np.testing.assert_array_equal(actual, expected)
+        assert ran == same
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.38, 0.8])
+def test_equals_the_plain_form_to_the_bit(share):
+    rng = np.random.default_rng(5)
+    shifted = 0
+    for case in range(60):
+        plan, occ = crowded_case(rng, share) if case % 3 else random_case(rng)
+        expected, ran = collision_plain.optimise_plan(plan, occ, BASE)
+        actual, same = collision.optimise_plan(plan, occ, BASE)
+        np.testing.assert_array_equal(actual, expected, err_msg=f"case {case}")
+        assert ran == same
+        shifted += not np.array_equal(collision.optimise_plan(plan, np.roll(occ, 1, axis=1), BASE)[0], expected)
+    assert shifted >= 30  # the same scenes with obstacles a row further
 
 
 def test_equals_the_original_in_the_tiny_sequence():
@@ -91,9 +122,9 @@ def ipopt(plan, occ):
     position = opti.variable(2, len(plan))
     start = casadi.DM(plan.astype(np.float64)).T
     cost = casadi.sumsqr(start - position)
+    everything = collision_plain.near_points(plan, occ, BASE)
     for step in range(len(plan)):
-        points = collision.occupied_points(occ[min(step + 1, 4)], BASE)
-        near = points[((plan[step] - points.astype(np.float32)) ** 2).sum(axis=1) < 25].astype(np.float64)
+        near = everything[step].astype(np.float64)
         if len(near):
             away = [position[axis, step] - casadi.DM(near[:, axis]) for axis in (0, 1)]
             cost += 5 / 2.507 * casadi.sum1(casadi.exp(-(away[0] ** 2 + away[1] ** 2) / 2))

@@ -13,6 +13,8 @@ and an Armijo line search; `_minimise` takes the same steps.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from config import UniADConfig
@@ -30,26 +32,50 @@ _ETA_PHI = 1e-8
 _FIRST_PERTURBATION, _MIN_PERTURBATION = 1e-4, 1e-20
 _PERTURBATION_UP_FIRST, _PERTURBATION_UP, _PERTURBATION_DOWN = 100.0, 8.0, 1.0 / 3.0
 _MAX_GRADIENT = 100.0
+_EPSILON = float(np.finfo(np.float64).eps)
+
+# Of a step's nine sums, of powers y^i x^j at 3 i + j: what each is multiplied by.
+_SCALES = _WEIGHT / SIGMA ** np.array([0, 2, 4, 2, 4, 6, 4, 6, 8])
+_DIAGONAL = np.array([1.0, 0.0, 1.0])  # of blocks that are kept as xx, xy, yy
+_FAR = 1e6  # metres
+_PLACES = 2 * int(FILTER_RANGE) + 2  # whole metres within FILTER_RANGE of any number, and one or two more
 
 
-def occupied_points(occ: np.ndarray, config: UniADConfig, near: np.ndarray | None = None) -> np.ndarray:
-    """Occupied cells of one occupancy frame (H,W) as points (M,2), x and y in metres, int64, row by row.
+def cell_metres(cells: np.ndarray, middle: int) -> np.ndarray:
+    """Where columns or rows lie along their axis, metres, whole numbers; `middle` is the first one after 0.
 
     The original stores the metres in an integer tensor, which cuts them towards zero; the released weights were
     evaluated with that.
+    """
+    return np.trunc((cells - middle) * CELL + CELL / 2)
+
+
+def obstacles_near(plan: np.ndarray, occ_seg: np.ndarray, config: UniADConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The occupied cells within FILTER_RANGE of each point of a plan. As their metres are whole numbers, several are
+    in one place, and all places are a small grid.
 
     Args:
-        near: a position (2); only a window around it is looked at, which holds all points within FILTER_RANGE.
+        plan: float32 (6,2), x and y in metres.
+        occ_seg: integer (5,H,W).
+    Returns:
+        The grid's x and its y, metres, float64 (6,2,R), and the number of occupied cells in each place, float64
+        (6,R,R), y before x: 0 for places that are too far.
     """
-    top, left, bottom, right = 0, 0, *occ.shape
-    if near is not None and np.isfinite(near).all():
-        reach = FILTER_RANGE + 1 + CELL  # cutting moves a point by less than a metre
-        corners = np.array([near - reach, near + reach]) // CELL + [config.bev_h // 2, config.bev_w // 2]
-        (left, top), (right, bottom) = np.clip(corners, 0, occ.shape[::-1]).astype(int).tolist()
-    rows, columns = np.nonzero(occ[top:bottom, left:right])
-    x = (columns + left - config.bev_h // 2) * CELL + CELL / 2
-    y = (rows + top - config.bev_w // 2) * CELL + CELL / 2
-    return np.stack([x, y], axis=1).astype(np.int64)  # (M,2)
+    known = np.where(np.abs(plan) < _FAR, plan, 0)  # a position that is not, or not finite, is near to nothing
+    first = np.floor(known) - np.float32(FILTER_RANGE)  # (6,2)
+    metres = first[:, :, None] + np.arange(_PLACES, dtype=np.float32)  # (6,2,R)
+    cells, lies_at = [], []
+    for axis, (count, middle) in enumerate(zip(occ_seg.shape[:0:-1], (config.bev_h // 2, config.bev_w // 2))):
+        window = int((_PLACES + 1) / CELL)  # cutting moves a cell by less than a metre
+        start = np.minimum(np.maximum((first[:, axis] - 1) / CELL + middle, 0), max(count - window, 0)).astype(int)
+        cells.append(start[:, None] + np.arange(min(window, count)))  # (6,c)
+        at = cell_metres(cells[axis], middle)
+        lies_at.append((at[:, None] == metres[:, axis, :, None]).astype(np.float64))  # (6,R,c)
+    steps = np.minimum(np.arange(len(plan)) + 1, len(occ_seg) - 1)  # (6)
+    occupied = occ_seg[steps[:, None, None], cells[1][:, :, None], cells[0][:, None]] != 0  # (6,rows,columns)
+    counts = lies_at[1] @ occupied.astype(np.float64) @ lies_at[0].transpose(0, 2, 1)  # (6,R,R)
+    squares = (plan[:, :, None] - metres) ** 2  # in float32, as the original compares
+    return metres.astype(np.float64), counts * (squares[:, 0, None] + squares[:, 1, :, None] < FILTER_RANGE**2)
 
 
 def optimise_plan(plan: np.ndarray, occ_seg: np.ndarray, config: UniADConfig) -> tuple[np.ndarray, bool]:
@@ -63,47 +89,58 @@ def optimise_plan(plan: np.ndarray, occ_seg: np.ndarray, config: UniADConfig) ->
         is returned as it is.
     """
     plan = np.asarray(plan, np.float32)
-    points = []
-    for step, position in enumerate(plan):
-        obstacles = occupied_points(occ_seg[min(step + 1, len(occ_seg) - 1)], config, position)
-        # Compared in float32, as the original does.
-        distance2 = ((position - obstacles.astype(np.float32)) ** 2).sum(axis=-1)  # (M)
-        points.append(obstacles[distance2 < FILTER_RANGE**2])
-    most = max(len(p) for p in points)
-    if most == 0:
+    metres, counts = obstacles_near(plan, occ_seg, config)
+    if not counts.any():
         return plan, False
-    obstacles = np.zeros((len(plan), most, 2))  # (6,M,2)
-    present = np.zeros((len(plan), most))  # (6,M)
-    for step, found in enumerate(points):
-        obstacles[step, : len(found)] = found
-        present[step, : len(found)] = 1.0
-    return _minimise(plan.astype(np.float64), obstacles, present).astype(np.float32), True
+    return _minimise(plan.astype(np.float64), metres, counts).astype(np.float32), True
 
 
-def _objective(position, reference, obstacles, present) -> tuple[float, np.ndarray, np.ndarray]:
-    """Value, gradient (6,2) and the six 2x2 blocks of the Hessian (6,2,2)."""
+def _objective(
+    position: np.ndarray, reference: np.ndarray, metres: np.ndarray, counts: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Value, gradient (6,2) and the six blocks of the Hessian (6,3): xx, xy, yy of each."""
     offset = position - reference  # (6,2)
-    away = position[:, None] - obstacles  # (6,M,2)
-    bump = _WEIGHT * present * np.exp(-0.5 / SIGMA**2 * (away**2).sum(axis=-1))  # (6,M)
-    value = float((offset**2).sum() + bump.sum())
-    pushes = bump[..., None] * away / SIGMA**2  # (6,M,2)
-    gradient = 2 * offset - pushes.sum(axis=1)  # (6,2)
-    curvature = away.transpose(0, 2, 1) @ pushes / SIGMA**2  # (6,2,2)
-    hessian = curvature + (2 - bump.sum(axis=1) / SIGMA**2)[:, None, None] * np.eye(2)  # (6,2,2)
-    return value, gradient, hessian
+    away = position[:, :, None] - metres  # (6,2,R)
+    powers = np.empty((3, *away.shape))  # along an axis: bump, bump * away, bump * away^2
+    np.exp(-0.5 / SIGMA**2 * (away * away), out=powers[0])
+    np.multiply(powers[0], away, out=powers[1])
+    np.multiply(powers[1], away, out=powers[2])
+    # A bump is the product of one along x and one along y, so that sums over all cells are products of matrices.
+    sums = powers[:, :, 1].transpose(1, 0, 2) @ counts @ powers[:, :, 0].transpose(1, 2, 0)  # (6,3,3), powers of y, x
+    sums = sums.reshape(-1, 9) * _SCALES
+    value = float((offset * offset).sum() + sums[:, 0].sum())
+    gradient = 2 * offset - sums[:, 1:4:2]  # (6,2)
+    return value, gradient, sums[:, 2:7:2] + (2 - sums[:, :1] / SIGMA**2) * _DIAGONAL
 
 
-def _minimise(reference: np.ndarray, obstacles: np.ndarray, present: np.ndarray) -> np.ndarray:
+def _lowest(blocks: list[list[float]]) -> float:
+    """The lowest eigenvalue of symmetric 2x2 blocks (xx, xy, yy)."""
+    return min((xx + yy) / 2 - math.hypot((xx - yy) / 2, xy) for xx, xy, yy in blocks)
+
+
+def _solve(blocks: list[list[float]], shift: float, right: list[list[float]]) -> list[tuple[float, float]]:
+    """Solve (block + shift * identity) z = right for each block. In plain floats: numpy's calls cost more than six
+    such systems."""
+    solved = []
+    for (xx, xy, yy), (x, y) in zip(blocks, right):
+        xx, yy = xx + shift, yy + shift
+        determinant = xx * yy - xy * xy
+        solved.append(((yy * x - xy * y) / determinant, (xx * y - xy * x) / determinant))
+    return solved
+
+
+def _minimise(reference: np.ndarray, metres: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """IPOPT's path from `reference` (6,2) to a local minimum (6,2)."""
     position = reference
-    value, gradient, hessian = _objective(position, reference, obstacles, present)
+    value, gradient, hessian = _objective(position, reference, metres, counts)
     scale = min(1.0, _MAX_GRADIENT / max(np.abs(gradient).max(), 1e-300))  # gradient-based scaling at the start
     last_perturbation = 0.0
     for _ in range(_MAX_ITERATIONS):
         if scale * np.abs(gradient).max() <= _TOLERANCE:
             break
         # Inertia correction: the smallest tried multiple of the identity that makes every block positive definite.
-        lowest = scale * np.linalg.eigvalsh(hessian).min()
+        blocks = hessian.tolist()
+        lowest = scale * _lowest(blocks)
         perturbation = 0.0
         if lowest <= 0:
             first = last_perturbation == 0.0
@@ -112,14 +149,14 @@ def _minimise(reference: np.ndarray, obstacles: np.ndarray, present: np.ndarray)
             while lowest + perturbation <= 0:
                 perturbation *= _PERTURBATION_UP_FIRST if first else _PERTURBATION_UP
             last_perturbation = perturbation
-        step = -np.linalg.solve(hessian + perturbation / scale * np.eye(2), gradient[..., None])[..., 0]  # (6,2)
+        step = -np.array(_solve(blocks, perturbation / scale, gradient.tolist()))  # (6,2)
         slope = float((gradient * step).sum())
         # Armijo line search with IPOPT's allowance for rounding. The step shrinks to nothing before it can fail.
-        length, slack = 1.0, 10 * np.finfo(np.float64).eps * abs(value)
-        trial = _objective(position + step, reference, obstacles, present)
+        length, slack = 1.0, 10 * _EPSILON * abs(value)
+        trial = _objective(position + step, reference, metres, counts)
         while trial[0] - value > _ETA_PHI * length * slope + slack:
             length *= 0.5
-            trial = _objective(position + length * step, reference, obstacles, present)
+            trial = _objective(position + length * step, reference, metres, counts)
         position = position + length * step
         value, gradient, hessian = trial
     return position

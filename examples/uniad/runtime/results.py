@@ -60,22 +60,28 @@ def make_record(outputs: Mapping[str, np.ndarray], where: str) -> dict[str, np.n
     """
     record: dict[str, np.ndarray] = {}
     if "track_ids" in outputs:
-        tracks = outputs["track_ids"] >= 0  # (A)
-        record |= {key: outputs[key][tracks] for key in _TRACK_ROWS}
-        detections = outputs["det_mask"] != 0  # (300)
-        record |= {key: outputs[key][detections] for key in _DETECTION_ROWS}
+        tracks = np.flatnonzero(outputs["track_ids"] >= 0)  # row numbers: several times faster than masks
+        record |= {key: outputs[key].take(tracks, axis=0) for key in _TRACK_ROWS}
+        detections = np.flatnonzero(outputs["det_mask"])
+        record |= {key: outputs[key].take(detections, axis=0) for key in _DETECTION_ROWS}
         if "traj" in outputs:
-            with_ego = np.append(tracks, True)  # (A+1)
-            record |= {key: outputs[key][with_ego] for key in _WITH_EGO}
+            with_ego = np.append(tracks, len(outputs["track_ids"]))  # the last of (A+1)
+            record |= {key: outputs[key].take(with_ego, axis=0) for key in _WITH_EGO}
     record |= {key: outputs[key] for key in _WHOLE if key in outputs}
     if "map_drivable" in record:
-        record["map_drivable"] = record["map_drivable"].astype(bool)
+        record["map_drivable"] = record["map_drivable"] != 0
     for key, array in record.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not _all_finite(array):
             raise ResultError(
                 f"{where}: the engine's {key} holds NaN or infinity; check the checkpoint, and try --dtype float32"
             )
     return record
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite. The sum of squares says so without memory of its own, unless it is out of
+    range itself."""
+    return bool(np.isfinite(np.vdot(array, array)) or np.isfinite(array).all())
 
 
 def frame_path(folder: pathlib.Path, order: int, sample_token: str) -> pathlib.Path:
