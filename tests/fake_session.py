@@ -35,6 +35,9 @@ class FakeSession:
         self.reset()
         self.next_id = int(state["max_obj_id"][0])
 
+    def image_buffer(self):
+        return None
+
     def submit(self, inputs):
         began = time.perf_counter()
         self.submitted.append(self.infer(inputs))

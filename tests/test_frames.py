@@ -28,6 +28,16 @@ def test_folder_gives_back_what_was_saved(tmp_path):
     assert source.describe()["frames"] == 3
 
 
+def test_images_in_memory_that_is_given(tmp_path):
+    (frame,) = write_frames(tmp_path, {"a": 1})
+    source, img = open_source(tmp_path, SMALL), np.empty((6, 8, 12, 3), np.uint8)
+    loaded = source.load(0, img)
+    assert loaded.img is img and loaded.sample_token == frame.sample_token
+    np.testing.assert_array_equal(img, frame.img)
+    with pytest.raises(FrameError, match=r"frame a-000: images of \(6, 8, 12, 3\) for memory of \(6, 1, 12, 3\)"):
+        source.load(0, np.empty((6, 1, 12, 3), np.uint8))
+
+
 def test_name_order_and_scenes(tmp_path):
     for name, index in (("10", 2), ("02", 1), ("01", 0)):
         save_frame(tmp_path / f"{name}.npz", make_test_frame(index, "a" if index < 2 else "b"))

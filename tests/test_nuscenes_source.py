@@ -1,9 +1,12 @@
 """data/nuscenes_source.py on real nuScenes data, checked with nuscenes-devkit's own geometry."""
 
+import concurrent.futures
 import json
 import os
+import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from support import assert_close, assert_differs, shared_path
@@ -48,6 +51,46 @@ def test_scenes_and_order(mini_val, clip):
     times = [mini_val.values(i, images=False)["timestamp"] for i in range(len(mini_val))]
     assert (np.diff(times) > 0).all()
     assert times[0] == 1533151603.54759
+
+
+def test_images_are_decoded_in_place(clip):
+    """Into the memory that is given, with the same bytes; several frames at a time."""
+    alone = [clip.load(index).img for index in range(4)]
+    given = np.full((4, 6, 900, 1600, 3), 7, np.uint8)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        frames = list(threads.map(clip.load, range(4), given))
+    for frame, img, expected in zip(frames, given, alone):
+        assert frame.img is img or frame.img.base is given
+        np.testing.assert_array_equal(img, expected)
+    assert not np.array_equal(given[0], alone[1])
+    other = np.full((6, 90, 160, 3), 7, np.uint8)  # not of the engine's size: left alone
+    np.testing.assert_array_equal(clip.load(0, other).img, alone[0])
+    assert (other == 7).all()
+
+
+def test_decoding_one_image(tmp_path):
+    picture = np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8)
+    path, out = tmp_path / "camera.png", np.full((2, 40, 60, 3), 9, np.uint8)
+    cv2.imwrite(str(path), picture)
+    nuscenes_source._decode(path, out[0])
+    np.testing.assert_array_equal(out[0], picture)
+    assert (out[1] == 9).all()
+    small = np.zeros((20, 30, 3), np.uint8)
+    nuscenes_source._decode(path, small)
+    np.testing.assert_array_equal(small, cv2.resize(picture, (30, 20), interpolation=cv2.INTER_LINEAR))
+    for wrong, shape in ((picture[..., 0], "(40, 60)"), (np.dstack([picture, picture])[..., :4], "(40, 60, 4)")):
+        cv2.imwrite(str(path), wrong)
+        for size in ((40, 60), (20, 30)):
+            with pytest.raises(FrameError, match=re.escape(f"camera.png: image is uint8 {shape}, not one of three")):
+                nuscenes_source._decode(path, np.zeros((*size, 3), np.uint8))
+    whole = cv2.imencode(".jpg", picture)[1].tobytes()
+    for data in (whole.replace(b"\xff\xdb", b"\xff\xed"), whole[:200], b"", b"no image"):  # the first: no tables
+        path.write_bytes(data)
+        with pytest.raises(FrameError, match=r"camera\.png: image is missing or damaged"):
+            nuscenes_source._decode(path, out[0])
+    path.unlink()
+    with pytest.raises(FrameError, match=r"camera\.png: image is missing or damaged"):
+        nuscenes_source._decode(path, out[0])
 
 
 def test_choice_of_scenes(mini_val):

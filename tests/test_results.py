@@ -70,6 +70,8 @@ def test_nan_is_an_error():
     outputs["traj"][1, 0, 0, 0] = np.inf
     with pytest.raises(UniADError, match="frame 7: the engine's traj holds NaN or infinity"):
         results.make_record(outputs, "frame 7")
+    outputs["traj"][1, 0, 0, 0] = 3e38  # finite, and its square is not
+    assert results.make_record(outputs, "frame 7")["traj"][1, 0, 0, 0] == np.float32(3e38)
 
 
 def test_latency_rows(tmp_path):

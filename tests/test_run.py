@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -289,7 +290,7 @@ def test_decoding_runs_ahead_but_bounded():
     loaded = []
 
     class Source:
-        def load(self, index):
+        def load(self, index, img):
             loaded.append(index)
             if index == 6:
                 raise UniADError("frame 6")
@@ -297,12 +298,40 @@ def test_decoding_runs_ahead_but_bounded():
 
     seen = []
     with pytest.raises(UniADError, match="frame 6"):
-        for index, _, _ in frame.load_ahead(Source(), 0, 20):
+        for index, _, _ in frame.load_ahead(Source(), 0, 20, lambda: None):
             seen.append(index)
             time.sleep(0.01)
             assert max(loaded) <= index + frame.AHEAD
     assert seen == [0, 1, 2, 3, 4, 5]
     assert max(loaded) > 6 or len(loaded) == 7
+
+
+def test_frames_are_decoded_side_by_side():
+    """AHEAD at a time, and handed out in order; no thread is left, where the run ends early either."""
+    together = threading.Barrier(frame.AHEAD)
+    buffers = iter(range(100, 200))
+    lock, given = threading.Lock(), []
+
+    def buffer():
+        with lock:
+            return next(buffers)
+
+    class Source:
+        def load(self, index, img):
+            if index < frame.AHEAD:
+                together.wait(20)  # never passed by one alone
+            time.sleep(0.003 * (index % 3))
+            given.append(img)
+            return index, img
+
+    loading = frame.load_ahead(Source(), 0, 20, buffer)
+    frames = [(index, loaded) for index, loaded, _ in loading]
+    assert [index for index, _ in frames] == [loaded[0] for _, loaded in frames] == list(range(20))
+    assert sorted(given) == list(range(100, 120))  # a buffer of its own for each
+    loading = frame.load_ahead(Source(), frame.AHEAD, 20, buffer)
+    next(loading)
+    loading.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("load")]
 
 
 def test_needs_neither_torch_nor_the_devkit():

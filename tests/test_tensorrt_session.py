@@ -13,9 +13,9 @@ from graph_io import TensorSpec, describe_graph
 from config import load_config
 from errors import UniADError
 from runtime import cuda, tensorrt_session
+from runtime.blocks import ALIGNMENT, pack, views
 from runtime.plan_files import PlanError, sidecar_path, write_plan
 from runtime.session import SessionError, open_session
-from runtime.tensorrt_session import ALIGNMENT, pack, views
 from trtllm.tensorrt_flavours import load_flavour
 from trtllm.tensorrt_plugins import PluginLibrary
 

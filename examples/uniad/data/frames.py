@@ -88,8 +88,9 @@ class FrameSource(Protocol):
     def pose(self, index: int) -> Pose:
         """Pose of a frame, without decoding its images."""
 
-    def load(self, index: int) -> Frame:
-        """The whole frame, validated. Raises FrameError."""
+    def load(self, index: int, img: np.ndarray | None = None) -> Frame:
+        """The whole frame, validated; its images lie in `img`, uint8 (6,H,W,3), where one is given. Several threads
+        may call. Raises FrameError."""
 
     def describe(self) -> dict[str, Any]:
         """What identifies this source, for run.json."""
@@ -150,6 +151,14 @@ def make_frame(values: Mapping[str, Any], config: UniADConfig, where: str) -> Fr
     return Frame(**fields, paths=tuple(values.get("paths", ())))
 
 
+def move_images(frame: Frame, img: np.ndarray) -> Frame:
+    """The frame with its images in `img`, uint8 (6,H,W,3). Raises FrameError where `img` has another shape."""
+    if img.shape != frame.img.shape:
+        raise FrameError(f"frame {frame.sample_token}: images of {frame.img.shape} for memory of {img.shape}")
+    img[...] = frame.img
+    return dataclasses.replace(frame, img=img)
+
+
 def _check_token(token: str, where: str) -> None:
     """A sample token becomes part of a file name: letters, digits, `-`, `_` and `.` only."""
     if not token or not all(c.isalnum() or c in "-_." for c in token):
@@ -197,8 +206,9 @@ class FrameFolder:
         values = _read(self.files[index], ("l2g_r_mat", "l2g_t", "can_bus"))
         return Pose(values["l2g_r_mat"], values["l2g_t"], values["can_bus"][:3])
 
-    def load(self, index: int) -> Frame:
-        return make_frame(_read(self.files[index], FRAME_KEYS), self.config, str(self.files[index]))
+    def load(self, index: int, img: np.ndarray | None = None) -> Frame:
+        frame = make_frame(_read(self.files[index], FRAME_KEYS), self.config, str(self.files[index]))
+        return frame if img is None else move_images(frame, img)
 
     def describe(self) -> dict[str, Any]:
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]

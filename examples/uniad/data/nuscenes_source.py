@@ -7,6 +7,7 @@ datasets/data_utils/trajectory_api.py (get_sdc_planning_label) of OpenDriveLab/U
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -22,9 +23,12 @@ from data.scene_index import SceneIndex, choose_scenes
 
 # What the original evaluates on. Other scenes were in its training set.
 EVAL_SPLITS = {"v1.0-trainval": "val", "v1.0-mini": "mini_val", "v1.0-test": "test"}
+DECODERS = 3 * len(CAMERAS)  # threads; several frames are decoded at a time, and a JPEG takes one 3 to 10 ms
 _PLANNING_STEPS = 6
 _TURN = 2.0  # metres to the side after three seconds that make a plan a turn
 _EGO_HEIGHT = 1.56  # metres
+
+_UNTOUCHED = np.frombuffer(b"no pixel of this image was read.", np.uint8)[:30].reshape(10, 3)
 
 # nuScenes published no CAN bus data of these scenes (nuscenes-devkit, NuScenesCanBus.can_blacklist).
 _NEVER_RECORDED = frozenset([*range(161, 169), *range(170, 177), *range(309, 315)])
@@ -72,10 +76,10 @@ class NuScenesSource:
             for name, records in tables.items():
                 self._tables.setdefault(name, {}).update(records)
         self._no_can_bus: set[str] = set()
-        self._scene_messages: tuple[str, list[dict[str, Any]]] = ("", [])
+        self._messages = functools.lru_cache(2)(self._read_messages)  # frames ahead may be in the next scene
         if can_bus:
             self._check_can_bus()
-        self._pool = concurrent.futures.ThreadPoolExecutor(len(CAMERAS), thread_name_prefix="decode")
+        self._pool = concurrent.futures.ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -98,11 +102,12 @@ class NuScenesSource:
         l2e_r, l2e_t, e2g_r, e2g_t = self._lidar_poses(self._samples[index])
         return Pose(l2e_r.T @ e2g_r.T, l2e_t @ e2g_r.T + e2g_t, e2g_t)
 
-    def load(self, index: int) -> Frame:
-        return make_frame(self.values(index, images=True), self.config, self._samples[index]["token"])
+    def load(self, index: int, img: np.ndarray | None = None) -> Frame:
+        return make_frame(self.values(index, images=True, img=img), self.config, self._samples[index]["token"])
 
-    def values(self, index: int, images: bool) -> dict[str, Any]:
-        """The fields of a frame record, before validation; without `img` where `images` is False."""
+    def values(self, index: int, images: bool, img: np.ndarray | None = None) -> dict[str, Any]:
+        """The fields of a frame record, before validation; without `img` where `images` is False. Images are decoded
+        into `img`, uint8 (6,H,W,3), where it has their size."""
         sample = self._samples[index]
         pose = self.pose(index)
         paths = [self._path(sample, camera) for camera in CAMERAS]
@@ -120,7 +125,10 @@ class NuScenesSource:
             "paths": tuple(str(path) for path in paths),
         }
         if images:
-            values["img"] = np.stack(list(self._pool.map(lambda path: _decode(path, width, height), paths)))
+            if img is None or img.shape != (len(CAMERAS), height, width, 3):
+                img = np.empty((len(CAMERAS), height, width, 3), np.uint8)
+            list(self._pool.map(_decode, paths, img))
+            values["img"] = img
         return values
 
     def check_images(self) -> None:
@@ -163,10 +171,8 @@ class NuScenesSource:
                 f"(worse plans) with --no-can-bus{also}"
             )
 
-    def _messages(self, scene_token: str) -> list[dict[str, Any]]:
-        """CAN bus pose messages of a scene; those of the scene asked for last are kept."""
-        if self._scene_messages[0] == scene_token:
-            return self._scene_messages[1]
+    def _read_messages(self, scene_token: str) -> list[dict[str, Any]]:
+        """CAN bus pose messages of a scene."""
         path = self._can_bus_path(self._names[scene_token])
         try:
             messages = json.loads(path.read_text())
@@ -174,7 +180,6 @@ class NuScenesSource:
                 raise ValueError
         except (OSError, ValueError, TypeError) as error:
             raise FrameError(f"{path}: not a readable list of CAN bus poses; download it again") from error
-        self._scene_messages = (scene_token, messages)
         return messages
 
     def _can_bus(self, sample: dict[str, Any]) -> np.ndarray:
@@ -306,15 +311,23 @@ def open_tables(root: pathlib.Path, version: str) -> Any:
             raise FrameError(f"{root}: tables of {version} can't be read ({reason})") from error
 
 
-def _decode(path: pathlib.Path, width: int, height: int) -> np.ndarray:
-    """One image, uint8 (height,width,3) BGR, resized bilinearly where it has another size.
+def _decode(path: pathlib.Path, out: np.ndarray) -> None:
+    """Decode one image into `out`, uint8 (height,width,3) BGR, resized bilinearly where it has another size.
 
     OpenCV, as mmcv: decoders differ by a grey level here and there. UniAD-tiny resizes after subtracting the mean,
-    in float32; here the pixels are rounded to integers again.
+    in float32; here the pixels are rounded to integers again. Decoding in place takes half the time: the pages of a
+    new image cost as much as the decoding. Raises FrameError: missing, damaged, not a colour image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
+    start, untouched = out[0, : len(_UNTOUCHED)], _UNTOUCHED[: out.shape[1]]
+    start[...] = untouched
+    try:
+        image = cv2.imread(str(path), out, cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # it has another size
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    # Where OpenCV can't make out an image it gives back the memory as it was; where that doesn't fit, a new array.
+    if image is None or (image is out and np.array_equal(start, untouched)):
         raise FrameError(f"{path}: image is missing or damaged; extract nuScenes' keyframe blobs again")
-    if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return image
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise FrameError(f"{path}: image is {image.dtype} {image.shape}, not one of three colours of 8 bits")
+    if image is not out:
+        cv2.resize(image, out.shape[1::-1], out, interpolation=cv2.INTER_LINEAR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from runtime.collision import optimise_plan
 from runtime.sequence import Sequence
 from runtime.session import Session
 
-AHEAD = 3  # frames decoded ahead of the engine, at most
+AHEAD = 3  # frames decoded ahead of the engine, at most, and at the same time
 
 
 class Started(NamedTuple):
@@ -59,19 +59,22 @@ def finish_frame(
     return record, [started.preprocess, session.latency, postprocess, optimise]
 
 
-def load_ahead(source: FrameSource, start: int, stop: int) -> Iterator[tuple[int, Frame, float]]:
-    """Frames in order with the seconds their decoding took; a background thread is up to AHEAD frames ahead."""
+def load_ahead(
+    source: FrameSource, start: int, stop: int, image_buffer: Callable[[], np.ndarray | None]
+) -> Iterator[tuple[int, Frame, float]]:
+    """Frames in order with the seconds their decoding took. Up to AHEAD frames after the last one are decoded side by
+    side in the background, each into an array of `image_buffer`, where that gives one."""
 
     def load(index: int) -> tuple[int, Frame, float]:
         started = time.perf_counter()
-        frame = source.load(index)
+        frame = source.load(index, image_buffer())
         return index, frame, time.perf_counter() - started
 
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+    with concurrent.futures.ThreadPoolExecutor(AHEAD, thread_name_prefix="load") as threads:
         waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
             for index in range(start, stop):
-                waiting.append(thread.submit(load, index))
+                waiting.append(threads.submit(load, index))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -94,7 +97,7 @@ def run_span(
     The engine works on a frame while the record of the last one is taken away; at the end of a scene it has none.
     """
     in_flight: collections.deque[tuple[int, Started, float]] = collections.deque()
-    for index, frame, load_seconds in load_ahead(source, start, stop):
+    for index, frame, load_seconds in load_ahead(source, start, stop, session.image_buffer):
         in_flight.append((index, start_frame(frame, sequence, session), load_seconds))
         while len(in_flight) > (0 if scene_ends(source, index, stop) else 1):
             done, started, load = in_flight.popleft()

@@ -36,6 +36,11 @@ class Session(Protocol):
     def describe(self) -> dict[str, Any]:
         """Engine, device, precision and library versions, for run.json."""
 
+    def image_buffer(self) -> np.ndarray | None:
+        """Memory for the next frame's `img`, uint8 (6,H,W,3), contents arbitrary, from where the device reads it
+        without a copy on the host. It is lent until nothing refers to it. None: use memory of your own. Any thread
+        may call."""
+
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one frame: inputs to outputs. The carried state stays inside."""
 

@@ -2,8 +2,9 @@
 
 Two slots, used by turns, each with its own inputs, execution context and CUDA graph. Slot s reads the carried state
 from state set s and writes it to the other, so that no state is ever copied or comes to the host. Inputs and outputs
-lie in one block each: the images of a frame are uploaded one by one, all other inputs at once, and all outputs come
-back in one copy. The upload of frame t+1 goes through a stream of its own, beside the execution of frame t.
+lie in one block each. Images in an `image_buffer` go to the device from there in one copy, others by way of the slot's
+own memory, camera by camera; all other inputs go at once, and all outputs come back in one copy, into the memory that
+they are handed out in. The upload of frame t+1 goes through a stream of its own, beside the execution of frame t.
 """
 
 from __future__ import annotations
@@ -15,53 +16,25 @@ import hashlib
 import pathlib
 import time
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from graph_io import TensorSpec
 
 from errors import UniADError
 from runtime import cuda
+from runtime.blocks import Block, pack, views
 from runtime.kernel_cache import read_kernels, write_kernels
+from runtime.pinned_pool import PinnedPool
 from runtime.plan_files import Sidecar
 from runtime.session import TENSORRT_KINDS, SessionError
 from trtllm.tensorrt_flavours import Flavour, load_flavour
 from trtllm.tensorrt_plugins import load_plugins
 
-ALIGNMENT = 256  # bytes; what TensorRT asks of tensor addresses, and cudaMalloc gives
 COPIERS = 3  # threads that copy images to where the device reads them: one takes 4 to 5 ms for six of 1600 x 900
 IN_FLIGHT = 2  # frames submitted and not yet collected, at most
+POOL = 12  # frames whose images, and whose outputs, may be held in page-locked memory: 26 and 3 MB each at full size
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
-
-
-class Block(NamedTuple):
-    """Several tensors in one piece of memory: name -> offset, and its size in bytes."""
-
-    specs: list[TensorSpec]
-    offsets: dict[str, int]
-    nbytes: int
-
-
-def pack(specs: Iterable[TensorSpec]) -> Block:
-    """Place tensors one behind the other, each at a multiple of ALIGNMENT."""
-    specs = list(specs)
-    offsets, end = {}, 0
-    for spec in specs:
-        offsets[spec.name] = end
-        nbytes = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
-        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return Block(specs, offsets, end)
-
-
-def views(memory: np.ndarray, block: Block) -> dict[str, np.ndarray]:
-    """The tensors of a block inside its host memory, uint8 (nbytes)."""
-    tensors = {}
-    for name, dtype, shape, _ in block.specs:
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        start = block.offsets[name]
-        tensors[name] = memory[start : start + nbytes].view(dtype).reshape(shape)
-    return tensors
 
 
 def _camera_bytes(block: Block) -> list[tuple[int, int]]:
@@ -80,12 +53,13 @@ class _Slot:
     host_inputs: cuda.PinnedBuffer
     host_outputs: cuda.PinnedBuffer
     input_views: dict[str, np.ndarray]
-    output_views: dict[str, np.ndarray]
     upload: cuda.Event
     uploaded: cuda.Event
     started: cuda.Event
     done: cuda.Event
     graph: cuda.Graph | None = None
+    images: np.ndarray | None = None  # an image buffer that is being uploaded
+    results: np.ndarray | None = None  # where the outputs go, if not to host_outputs
     submit_seconds: float = 0.0
 
 
@@ -122,7 +96,9 @@ class TensorRTSession:
             raise _failure(path, "TensorRT can't load the engine", self._logger)
         _check_tensors(path, self._engine, sidecar)
         self._inputs, self._outputs, self._state = (pack(t) for t in (sidecar.inputs, sidecar.outputs, sidecar.state))
-        self._images = _camera_bytes(self._inputs)
+        self._cameras = _camera_bytes(self._inputs)
+        images = next(spec.shape for spec in sidecar.inputs if spec.name == "img")
+        self._image_pool, self._result_pool = PinnedPool(images, POOL), PinnedPool((self._outputs.nbytes,), POOL)
         self._stream, self._upload = cuda.Stream(), cuda.Stream()
         self._copiers = concurrent.futures.ThreadPoolExecutor(COPIERS, thread_name_prefix="copy")
         self._states = [cuda.DeviceBuffer(self._state.nbytes) for _ in range(2)]
@@ -139,6 +115,7 @@ class TensorRTSession:
         self._warm_up(cuda_graph)
         if self._kernels is not None and not self._kernels.known:  # all that there is to compile is compiled now
             write_kernels(path, sidecar.sha256, self._kernels.serialize())
+        _ = [self._result_pool.lend() for _ in range(IN_FLIGHT + 1)]  # made now, and given back
         self.reset()
         self._stream.synchronize()
         self.device_memory = free_before - cuda.memory_info()[0]
@@ -151,7 +128,6 @@ class TensorRTSession:
             host_inputs,
             host_outputs,
             views(host_inputs.array, self._inputs),
-            views(host_outputs.array, self._outputs),
             cuda.Event(),
             cuda.Event(),
             cuda.Event(),
@@ -182,10 +158,8 @@ class TensorRTSession:
                 slot.graph = graphs[0]
 
     def _enqueue(self, slot: _Slot) -> None:
-        """The engine and the copy of all results."""
         if not slot.context.execute_async_v3(int(self._stream.handle)):
             raise SessionError(f"TensorRT could not run the engine: {self._logger.last()}")
-        self._stream.to_host(int(slot.host_outputs.handle), int(self._output.handle), self._outputs.nbytes)
 
     def describe(self) -> dict[str, Any]:
         tables = ("config", "inputs", "outputs", "state")
@@ -201,8 +175,13 @@ class TensorRTSession:
         self.submit(inputs)
         return self.collect()
 
+    def image_buffer(self) -> np.ndarray | None:
+        return self._image_pool.lend()
+
     def submit(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Hand in the next frame and return while it runs. At most IN_FLIGHT frames may wait to be collected.
+
+        An image buffer can only be read from then on: the device may be reading it.
 
         Raises SessionError where an input is missing or has another type or shape; nothing has happened then.
         """
@@ -215,18 +194,27 @@ class TensorRTSession:
                 found = "missing" if array is None else f"{array.dtype} {array.shape}"
                 raise SessionError(f"input {name} is {found}; the engine takes {dtype} {shape}")
         slot = self._slots[self._next]
-        # Nothing reads the slot's device inputs any more: its last frame was collected. Each image is on its way to the
-        # device while the host copies others, so that of the upload only the end is waited for.
-        cameras = range(len(self._images))
-        copies = [self._copiers.submit(self._send_image, slot, camera, inputs["img"][camera]) for camera in cameras]
+        # Nothing reads the slot's device inputs any more: its last frame was collected.
+        images = inputs["img"]
+        copies: list[concurrent.futures.Future] = []
+        if self._image_pool.owns(images):
+            images.flags.writeable = False
+            slot.images = images  # not lent again before the frame is collected
+            self._upload.record(slot.upload)
+            target = int(slot.inputs.handle) + self._inputs.offsets["img"]
+            self._upload.to_device(target, images.ctypes.data, images.nbytes)
+        else:  # each is on its way while the host copies others, so that of the upload only the end is waited for
+            cameras = range(len(self._cameras))
+            copies = [self._copiers.submit(self._send_image, slot, camera, images[camera]) for camera in cameras]
         for name, view in slot.input_views.items():
             if name != "img":
                 view[...] = inputs[name]
-        for copy in copies:
-            copy.result()
-        self._upload.record(slot.upload)
-        self._send(slot, 0, self._images[0][0])
-        self._send(slot, self._images[-1][1], self._inputs.nbytes)
+        if copies:
+            for copy in copies:
+                copy.result()
+            self._upload.record(slot.upload)
+        self._send(slot, 0, self._cameras[0][0])
+        self._send(slot, self._cameras[-1][1], self._inputs.nbytes)
         self._upload.record(slot.uploaded)
         self._stream.wait(slot.uploaded)
         self._stream.record(slot.started)
@@ -234,6 +222,9 @@ class TensorRTSession:
             slot.graph.launch(self._stream)
         else:
             self._enqueue(slot)
+        slot.results = self._result_pool.lend()
+        results = slot.host_outputs.array if slot.results is None else slot.results
+        self._stream.to_host(results.ctypes.data, int(self._output.handle), self._outputs.nbytes)
         self._stream.record(slot.done)
         self._pending.append(slot)
         self._next = 1 - self._next
@@ -242,7 +233,7 @@ class TensorRTSession:
     def _send_image(self, slot: _Slot, camera: int, image: np.ndarray) -> None:
         """One camera's image, uint8 (H,W,3), by way of the slot's host memory."""
         slot.input_views["img"][camera] = image
-        self._send(slot, *self._images[camera])
+        self._send(slot, *self._cameras[camera])
 
     def _send(self, slot: _Slot, start: int, stop: int) -> None:
         """Bytes of the slot's inputs to the device."""
@@ -250,13 +241,15 @@ class TensorRTSession:
             self._upload.to_device(int(slot.inputs.handle) + start, int(slot.host_inputs.handle) + start, stop - start)
 
     def collect(self) -> dict[str, np.ndarray]:
-        """Wait for the oldest submitted frame; its outputs."""
+        """Wait for the oldest submitted frame; its outputs, which are the caller's: no later frame overwrites them."""
         slot = self._pending.popleft()
         slot.done.synchronize()
         self.engine_ms = slot.done.elapsed_ms(slot.started)
         upload_ms = slot.uploaded.elapsed_ms(slot.upload)
         done = time.perf_counter()
-        outputs = views(slot.host_outputs.array.copy(), self._outputs)  # one copy: each new large array costs time
+        # Handed out as they lie there; copied where the caller holds those of POOL frames.
+        outputs = views(slot.host_outputs.array.copy() if slot.results is None else slot.results, self._outputs)
+        slot.images = slot.results = None
         on_host = slot.submit_seconds + time.perf_counter() - done
         self.latency = on_host + (upload_ms + self.engine_ms) / 1000
         return outputs

@@ -51,6 +51,9 @@ class TorchSession:
             "threads": torch.get_num_threads(),
         }
 
+    def image_buffer(self) -> np.ndarray | None:
+        return None
+
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.submit(inputs)
         return self.collect()
