@@ -234,6 +234,17 @@ def matrix_operations(library) -> list[Operation]:
     ]  # fmt: skip
 
 
+def norm_operation(library) -> Operation:
+    """One "add and norm" of an encoder's 40000 cells."""
+
+    def norm(library, case, out, variant):
+        kernel_calls.add_layer_norm(library, **case, out=out)
+
+    return Operation(
+        "layer norm of a sum, 40000 x 256", 0.03, lambda: cases.norm_case(torch.float16, DEVICE, 40000, 256), norm,
+        composed("add_layer_norm"), (40000, 256), 0.0)  # fmt: skip
+
+
 def plain_convolutions() -> dict[str, float]:
     """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
     times = {}
@@ -315,7 +326,7 @@ def main() -> None:
         todo = [(operation, variants) for operation in attention_operations()]
         todo += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
         todo += [(operation, [0]) for operation in matrix_operations(library)]
-        todo += [(merge_operation(library), [0]), (rotate_operation(library), [0])]
+        todo += [(merge_operation(library), [0]), (rotate_operation(library), [0]), (norm_operation(library), [0])]
         rows = [measure(operation, library, tried, copy_rate, matrix_rate) for operation, tried in todo]
         plain = plain_convolutions()
     result = {

@@ -98,6 +98,16 @@ class Rotate(ctypes.Structure):
     ]
 
 
+class AddLayerNorm(ctypes.Structure):
+    """UniadAddLayerNorm."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "residual", "gain", "shift", "out")),
+        *((name, ctypes.c_int) for name in ("rows", "channels")),
+        ("eps", ctypes.c_float),
+    ]
+
+
 def load(path) -> ctypes.CDLL:
     """The library at `path`."""
     return ctypes.CDLL(str(path))
@@ -382,6 +392,33 @@ def rotate_nearest(
         channels=input.shape[1],
     )
     _call(library, "uniad_rotate", arguments, input, TYPES[input.dtype])
+    return out
+
+
+def add_layer_norm(
+    library: ctypes.CDLL,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float = 1e-5,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """trtllm.vision.add_layer_norm: (…,D), (…,D) or None, float32 (D) and (D) -> (…,D)."""
+    assert weight.dtype == bias.dtype == torch.float32 and weight.shape == bias.shape == x.shape[-1:]
+    assert residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype)
+    out = poisoned(x.shape, x) if out is None else out
+    arguments = AddLayerNorm(
+        input=_pointer(x),
+        residual=None if residual is None else _pointer(residual),
+        gain=_pointer(weight),
+        shift=_pointer(bias),
+        out=_pointer(out),
+        rows=x[..., 0].numel(),
+        channels=x.shape[-1],
+        eps=eps,
+    )
+    _call(library, "uniad_add_layer_norm", arguments, x, TYPES[x.dtype])
     return out
 
 

@@ -324,6 +324,25 @@ def rotate_reference(input: torch.Tensor, matrix: torch.Tensor, shape: tuple[int
         return rotate_nearest(make(input.cpu(), name), make(matrix.cpu(), "float32"), shape).handle
 
 
+def norm_case(dtype: torch.dtype, device, rows: int, channels: int, residual: bool = True) -> Case:
+    """Arguments of kernel_calls.add_layer_norm: rows whose means are larger than their deviations, and whose sizes
+    differ by a thousand."""
+    size = torch.logspace(-2, 1, rows, device=device).view(-1, 1)
+    x = (torch.randn(rows, channels, device=device) + 4) * size
+    return {
+        "x": x.to(dtype),
+        "residual": (torch.randn(rows, channels, device=device) * size).to(dtype) if residual else None,
+        "weight": torch.rand(channels, device=device) + 0.5,
+        "bias": torch.randn(channels, device=device),
+    }
+
+
+def norm_reference(x, residual, weight, bias) -> torch.Tensor:
+    """What add_layer_norm must give, float64; the sum is not rounded."""
+    total = x.double() if residual is None else x.double() + residual.double()
+    return TF.layer_norm(total, x.shape[-1:], weight.double(), bias.double())
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected| in the Euclidean norm; infinite where a number is missing or shapes differ."""
     if actual.shape != expected.shape or not torch.isfinite(actual).all():

@@ -4,6 +4,7 @@
 
 #include "kernels/attention.cuh"
 #include "kernels/deform_conv.cuh"
+#include "kernels/layer_norm.cuh"
 #include "kernels/merge_masks.cuh"
 #include "kernels/point_sampling.cuh"
 #include "kernels/propagate.cuh"
@@ -163,7 +164,46 @@ struct MergeOnHost {
     }
 };
 
+/// The lanes of one row of layer_norm.cuh, one after another.
+template <typename Part>
+struct HostLanes {
+    std::vector<Part> parts;
+
+    template <typename F>
+    void each(const F& f) {
+        for (size_t lane = 0; lane < parts.size(); ++lane) {
+            f(static_cast<int>(lane), parts[lane]);
+        }
+    }
+    template <typename F>
+    float sum(const F& f) {  // as the butterfly of a warp adds
+        std::vector<float> sums;
+        each([&](int lane, const Part& part) { sums.push_back(f(lane, part)); });
+        for (size_t apart = sums.size() / 2; apart > 0; apart /= 2) {
+            for (size_t lane = 0; lane < apart; ++lane) {
+                sums[lane] += sums[lane + apart];
+            }
+        }
+        return sums[0];
+    }
+};
+
+struct NormOnHost {
+    template <typename T, int Vectors>
+    int run(const UniadAddLayerNorm& a, int lanes) const {
+        for (int row = 0; row < a.rows; ++row) {
+            HostLanes<uniad::NormPart<T, Vectors>> group{std::vector<uniad::NormPart<T, Vectors>>(lanes)};
+            uniad::normalise_row(a, row, lanes, group);
+        }
+        return 0;
+    }
+};
+
 }  // namespace
+
+extern "C" int uniad_add_layer_norm(const UniadAddLayerNorm* a, int type, void*) {
+    return uniad::run_add_layer_norm(*a, type, NormOnHost{});
+}
 
 extern "C" int uniad_merge_masks(const UniadMergeMasks* a, void*) {
     return uniad::run_merge_masks(*a, MergeOnHost{*a});

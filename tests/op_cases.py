@@ -356,6 +356,10 @@ case("layer_norm", lambda x: F.layer_norm(x, 48, weight(GAIN), weight(SHIFT)),
      lambda x: F.layer_norm(x, 48, weight(GAIN)), normal(5, 48) * 3 + 2, tolerance=SUMS)
 case("layer_norm large", lambda x: F.layer_norm(x, 48), lambda t, x: t.layer_norm(x, (48,)),
      lambda x: F.layer_norm(x, 48, eps=1e6), normal(2, 3, 48, scale=2000.0), tolerance=SUMS)
+case("add_layer_norm", lambda x, r: V.add_layer_norm(x, r, weight(GAIN), weight(SHIFT)),
+     lambda t, x, r: t.layer_norm(x + r, (48,), t.tensor(GAIN), t.tensor(SHIFT)),
+     lambda x, r: V.add_layer_norm(x, -r, weight(GAIN), weight(SHIFT)), normal(5, 48) * 3 + 2, normal(5, 48),
+     tolerance=SUMS)
 case("interpolate nearest", lambda x: F.interpolate(x, (21, 20)), lambda t, x: t.nn.functional.interpolate(x, (21, 20)),
      lambda x: F.interpolate(x, (21, 20), mode="bilinear"), IMAGE, tolerance=EXACT)
 case("interpolate half", lambda x: F.interpolate(x, scale_factor=0.5),
@@ -525,6 +529,15 @@ case("camera_cross_attention 32 channels", lambda *x: V.camera_cross_attention(*
      lambda v, r, s, o, a: V.camera_cross_attention(v, r, F.constant(np.ones((6, 9, 4), bool)), o, a, SHAPES),
      normal(6, 60, 8, 32), uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.1, normal(9, 8, 2, 8, 2),
      normal(9, 8, 16), islands=(1,))
+CELLS = normal(1025, 16, scale=2.0)
+case("add_layer_norm of many rows", lambda x, r: V.add_layer_norm(x, r, weight(GAIN[:16]), weight(SHIFT[:16])),
+     lambda t, x, r: t.layer_norm(x + r, (16,), t.tensor(GAIN[:16]), t.tensor(SHIFT[:16])),
+     lambda x, r: V.add_layer_norm(x, r, weight(SHIFT[:16]), weight(GAIN[:16])), CELLS, normal(1025, 16),
+     tolerance=SUMS)
+case("add_layer_norm of many rows, no residual",
+     lambda x: V.add_layer_norm(x, None, weight(GAIN[:16]), weight(SHIFT[:16])),
+     lambda t, x: t.layer_norm(x, (16,), t.tensor(GAIN[:16]), t.tensor(SHIFT[:16])),
+     lambda x: V.add_layer_norm(x, x, weight(GAIN[:16]), weight(-SHIFT[:16])), CELLS, tolerance=SUMS)
 WIDE_IMAGE, WIDE_WEIGHT = normal(2, 32, 9, 11), normal(64, 32, 3, 3, scale=0.06)
 WIDE_STATISTICS = (normal(64), uniform(0.25, 4, 64), normal(64), normal(64))
 

@@ -105,11 +105,11 @@ def test_temporal_attention_op():
         query, query_pos, history = (const(arrays[key][0]) for key in ("query", "query_pos", "prev_bev"))
         reference = const(arrays["reference_points"][0, :, 0])
         unshifted = const(arrays["reference_points_noprev"][0, :, 0])
-        out = value(op(query, query_pos, history, query, reference, shape))
+        out = value(query + op(query, query_pos, history, query, reference, shape))
         assert_close(out, arrays["out_with_prev"][0], 5e-6, "with history")
-        first = value(op(query, query_pos, query, query, unshifted, shape))
+        first = value(query + op(query, query_pos, query, query, unshifted, shape))
         assert_close(first, arrays["out_no_prev"][0], 5e-6, "without history")
-        swapped = value(op(query, query_pos, query, history, reference, shape))
+        swapped = value(query + op(query, query_pos, query, history, reference, shape))
         assert_differs(swapped, arrays["out_with_prev"][0], 1e-2, "current map before history")
 
 
@@ -120,15 +120,15 @@ def test_camera_attention_op():
     with torch_network():
         query, features = const(arrays["query"][0]), const(arrays["feat"][:, :, 0])
         points, mask = arrays["reference_points_cam"][:, 0], arrays["bev_mask"][:, 0]
-        out = value(op(query, features, const(points), const(mask), shapes))
+        out = value(query + op(query, features, const(points), const(mask), shapes))
         assert_close(out, arrays["out"][0], 5e-6, "op")
         unseen = ~mask.any((0, 2))
         if unseen.any():  # nothing but the output projection's bias
             assert_close((out - arrays["query"][0])[unseen], np.tile(arrays["w.output_proj.bias"], (unseen.sum(), 1)),
                          5e-6, "cells that no camera sees")  # fmt: skip
-        everywhere = value(op(query, features, const(points), const(np.ones_like(mask)), shapes))
+        everywhere = value(query + op(query, features, const(points), const(np.ones_like(mask)), shapes))
         assert_differs(everywhere, arrays["out"][0], 1e-2, "mean over all cameras")
-        turned = value(op(query, features, const(points[:, :, ::-1]), const(mask), shapes))
+        turned = value(query + op(query, features, const(points[:, :, ::-1]), const(mask), shapes))
         assert_differs(turned, arrays["out"][0], 1e-2, "anchors in reverse order")
 
 

@@ -174,6 +174,12 @@ def test_executor():
     assert turn == ("UniADRotate", [(60, 32), (2, 3)], {"height": 6, "width": 10})
     executor.propagate(*(tensor("float32", 5, 3) for _ in range(7)), low=(-1.0,) * 3, size=(2.0,) * 3)
     assert executor.recorded[-1] == ("UniADPropagate", [(5, 3)] * 7, {"low": (-1.0,) * 3, "size": (2.0,) * 3})
+    for residual, kind in ((tensor(half, 2000, 256), "UniADAddLayerNorm"), (None, "UniADLayerNorm")):
+        vectors = [tensor(half, 256, array=np.ones(256, np.float16)) for _ in range(2)]
+        with net_guard(Network(executor, half)):
+            out = V.add_layer_norm(tensor(half, 2000, 256), residual, *vectors, eps=1e-6)
+        shapes = [(2000, 256)] * (1 if residual is None else 2) + [(256,)] * 2
+        assert executor.recorded[-1] == (kind, shapes, {"eps": 1e-6}) and out.dtype == half
     attributes = {"width": 64.0, "height": 32.0, "min_depth": 1e-5}
     assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
 
@@ -209,6 +215,11 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for count, pixels, classes in ((1025, 1600, 3), (100, 262145, 3), (100, 1600, 65)):
         assert executor.merge_masks(tensor("float32", count, pixels), *vectors, classes, 0.1) is None
     assert executor.merge_masks(tensor("float32", 1024, 262144), *vectors, 64, 0.1) is not None
+    executor.plugins = frozenset(["add_layer_norm"])
+    vector, computed = (tensor("float16", 256, array=np.ones(256)), tensor("float16", 256))
+    for rows, channels, gain in ((1023, 256, vector), (4096, 1032, vector), (4096, 252, vector), (4096, 256, computed)):
+        x = tensor("float16", rows, channels)
+        assert executor.add_layer_norm(x, x, gain, vector, eps=1e-5) is None
     matrix = tensor("float32", 2, 3)
     assert executor.rotate_nearest(tensor("float16", 60, 32), matrix, shape=(6, 10)) is None
     executor.plugins = frozenset(["rotate_nearest"])

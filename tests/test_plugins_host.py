@@ -95,6 +95,12 @@ class HostKernels(TorchExecutor):
     def propagate(self, *tensors, low, size):
         return self._run(kernel_calls.propagate, tensors, low=low, size=size)
 
+    def add_layer_norm(self, x, residual, weight, bias, eps):
+        self.calls["add_layer_norm"] += 1
+        affine = [t.handle.float() for t in (weight, bias)]
+        rows = [t.handle.contiguous() for t in (x, residual)]
+        return make(kernel_calls.add_layer_norm(self.library, *rows, *affine, eps), x.dtype)
+
     def rotate_nearest(self, x, matrix, shape):
         if x.shape[1] * x.handle.element_size() % 16:
             return None
@@ -457,6 +463,58 @@ def test_rotated_history(kernels):
     """The recorded rotations of the BEV map, by the kernel."""
     test_bev_encoder.test_rotation_op()
     assert kernels.calls["rotate_nearest"]
+
+
+NORMS = [(7, 256), (1, 128), (5, 48), (33, 8), (3, 1024), (4, 1000), (2, 72)]  # rows, channels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("rows", "channels"), NORMS)
+def test_add_layer_norm(library, rows, channels, residual, dtype):
+    torch.manual_seed(12)
+    case = cases.norm_case(dtype, "cpu", rows, channels, residual)
+    expected = cases.norm_reference(**case)
+    memory = kernel_calls.poisoned((rows * channels + 64,), case["x"])
+    out = kernel_calls.add_layer_norm(library, **case, out=memory[: rows * channels].view(rows, channels))
+    assert cases.relative_error(out, expected) < bound(expected, dtype, 0)
+    assert memory[rows * channels :].isnan().all(), "nothing is written behind the output"
+    key = "residual" if residual else "bias"
+    broken = kernel_calls.add_layer_norm(library, **{**case, key: case[key] * 1.1})
+    assert cases.relative_error(broken, expected) > 0.005, key
+    broken = kernel_calls.add_layer_norm(library, **case, eps=1.0)
+    assert cases.relative_error(broken, expected) > 0.005, "another eps"
+
+
+def test_norm_of_a_sum_beyond_float16(library):
+    """The sum is not rounded, nor does it overflow."""
+    x = torch.tensor([[60000.0, 2048.0, 1.0, 0.0] * 2], dtype=torch.float16)
+    case = {"x": x, "residual": x.clone(), "weight": torch.ones(8), "bias": torch.zeros(8)}
+    expected = cases.norm_reference(**case)
+    assert cases.relative_error(kernel_calls.add_layer_norm(library, **case), expected) < 1e-3
+    assert not torch.isfinite(x + x).all()
+
+
+def test_norm_sizes_that_are_refused(library):
+    for channels in (4, 1032):
+        case = cases.norm_case(torch.float16, "cpu", 2, channels)
+        with pytest.raises(RuntimeError, match="uniad_add_layer_norm: error 1"):
+            kernel_calls.add_layer_norm(library, **case)
+
+
+def test_norms_of_the_encoders(kernels):
+    """The recorded frames by the kernel: three norms in each layer of the BEV encoder, two in the map encoder's."""
+    config = test_bev_encoder.tiny_config()
+    for recorded in (
+        lambda: test_bev_encoder.test_recorded_frames(1),
+        test_bev_encoder.test_float16_network_keeps_geometry_in_float32,
+    ):
+        kernels.calls.clear()
+        recorded()
+        assert kernels.calls["add_layer_norm"] == 3 * config.encoder_num_layers
+    kernels.calls.clear()
+    run_map(golden("tiny", "frame_1.npz"))
+    assert kernels.calls["add_layer_norm"] == 2 * config.seg_encoder_num_layers
 
 
 def test_rotate_sizes_that_are_refused(library):

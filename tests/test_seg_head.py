@@ -72,7 +72,8 @@ def test_deformable_attention(levels):
 
     def attend(query, query_pos, value_, reference):
         with torch_network():
-            return value(attention(*(const(x) for x in (query, query_pos, value_, reference)), (height, width)))
+            tensors = [const(x) for x in (query, query_pos, value_, reference)]
+            return value(tensors[0] + attention(*tensors, (height, width)))
 
     out = attend(query, query_pos, query, reference)
     assert_close(out, arrays["out"][:, 0], OP_ATOL, "encoder")
@@ -97,7 +98,8 @@ def test_flat_buffer_rule_is_not_ordinary_attention():
     query, query_pos = arrays["query"][:, 0], arrays["query_pos"][:, 0]
     with torch_network():
         reference = const(arrays["reference_points"][0, :, 0])
-        out = value(attention(const(query), const(query_pos), const(query), reference, tuple(arrays["bev_hw"])))
+        out = attention(const(query), const(query_pos), const(query), reference, tuple(arrays["bev_hw"]))
+        out = value(const(query) + out)
     assert_differs(out, arrays["out"][:, 0], 0.1, "ordinary attention")
 
 

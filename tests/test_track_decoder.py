@@ -56,8 +56,8 @@ def test_deformable_attention_op():
     with torch_network():
         query, pos, bev = (const(arrays[name][:, 0]) for name in ("query", "query_pos", "value"))
         reference = arrays["reference_points"][0, :, 0]
-        assert_close(value(op(query, pos, bev, const(reference), shape)), arrays["out"][:, 0], 5e-6, "op")
-        swapped = value(op(query, pos, bev, const(reference[:, ::-1]), shape))
+        assert_close(value(query + op(query, pos, bev, const(reference), shape)), arrays["out"][:, 0], 5e-6, "op")
+        swapped = value(query + op(query, pos, bev, const(reference[:, ::-1]), shape))
         assert_differs(swapped, arrays["out"][:, 0], 1e-3, "x and y swapped")
 
 

@@ -28,6 +28,7 @@ extern "C" {
 #define UNIAD_MERGE_MAX_PIXELS 262144 /* 512 x 512 */
 #define UNIAD_MERGE_MAX_CLASSES 64
 #define UNIAD_OCCUPANCY_MAX_INSTANCES 256
+#define UNIAD_NORM_MAX_CHANNELS 1024
 
 enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
 
@@ -189,6 +190,19 @@ typedef struct UniadOccupancy {
     float threshold;
 } UniadOccupancy;
 
+/* gain * (y - mean) / sqrt(variance + eps) + shift of each row of y = input + residual, in float32 from the sum on: input
+ * (R,D), residual (R,D) or NULL, gain and shift float32 (D) -> (R,D) (Ba et al. 2016). D is at most
+ * UNIAD_NORM_MAX_CHANNELS, and D elements are a multiple of 16 bytes. */
+typedef struct UniadAddLayerNorm {
+    const void* input;
+    const void* residual;
+    const float* gain;
+    const float* shift;
+    void* out;
+    int rows, channels; /* R, D */
+    float eps;
+} UniadAddLayerNorm;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -207,6 +221,7 @@ UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes)
 UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
 UNIAD_API int uniad_propagate(const UniadPropagate* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
+UNIAD_API int uniad_add_layer_norm(const UniadAddLayerNorm* arguments, int type, void* stream);
 
 UNIAD_API int uniad_memory_attention(const UniadMemoryAttention* arguments, void* stream);
 /* Bytes for these sizes; 0 for those that no kernel was built for. */

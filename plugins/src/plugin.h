@@ -193,5 +193,7 @@ nvinfer1::IPluginCreator* occupancyCreator();
 nvinfer1::IPluginCreator* pointSamplingCreator();
 nvinfer1::IPluginCreator* propagateCreator();
 nvinfer1::IPluginCreator* rotateCreator();
+nvinfer1::IPluginCreator* addLayerNormCreator();
+nvinfer1::IPluginCreator* layerNormCreator();
 
 }  // namespace uniad

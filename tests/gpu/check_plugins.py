@@ -290,6 +290,28 @@ def check_rotate(checks: Checks, library, small: bool) -> None:
         checks.must_differ(f"{name}, larger", broken, expected.double())
 
 
+def check_norm(checks: Checks, library, small: bool) -> None:
+    sizes = [(1600, 128), (7, 256), (1, 8), (33, 48), (100, 1024), (5, 1000)]
+    sizes += [] if small else [(40000, 256)]
+    for rows, channels in sizes:
+        for dtype in (torch.float32, torch.float16):
+            for residual in (True, False):
+                case = cases.norm_case(dtype, DEVICE, rows, channels, residual)
+                expected = cases.norm_reference(**case)
+
+                def call(out, variant, case=case):
+                    kernel_calls.add_layer_norm(library, **case, out=out)
+
+                name = f"layer norm {rows} x {channels}{' of a sum' if residual else ''}"
+                checks.compare(name, call, expected, dtype, 0, FLOAT16_FACTOR)
+        broken = kernel_calls.add_layer_norm(library, **case, eps=1.0)
+        checks.must_differ(f"{name}, another eps", broken, expected)
+    case = cases.norm_case(torch.float16, DEVICE, 4, 1032)
+    checks.must_refuse(
+        "layer norm 4 x 1032", lambda out, _: kernel_calls.add_layer_norm(library, **case, out=out), case["x"]
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="no full-size cases")
@@ -315,6 +337,7 @@ def main() -> int:
         check_deform_conv(checks, library, build_facts, options.small)
         check_merge(checks, library, options.small)
         check_rotate(checks, library, options.small)
+        check_norm(checks, library, options.small)
         check_point_sampling(checks, library, options.small)
         check_propagate(checks, library)
         check_matrix_kernels(checks, library, options.small)

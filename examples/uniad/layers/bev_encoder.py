@@ -32,7 +32,7 @@ class LearnedPositionalEncoding(Module):
 
 
 class TemporalSelfAttention(Module):
-    """Deformable attention over two BEV maps, history and current, averaged; with residual."""
+    """Deformable attention over two BEV maps, history and current, averaged; the caller adds the query."""
 
     def __init__(self, config: UniADConfig):
         super().__init__()
@@ -60,7 +60,7 @@ class TemporalSelfAttention(Module):
         value = self.value_proj(F.stack([history, current], 0))  # (2,S,D)
         value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
         out = V.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
-        return query + self.output_proj(out)
+        return self.output_proj(out)
 
 
 class MSDeformableAttention3D(Module):
@@ -92,7 +92,7 @@ class MSDeformableAttention3D(Module):
 
 
 class SpatialCrossAttention(Module):
-    """Each cell looks at the cameras that see its pillar; with residual. Takes no position of the query."""
+    """Each cell looks at the cameras that see its pillar; the caller adds the query. Takes no position of the query."""
 
     def __init__(self, config: UniADConfig):
         super().__init__()
@@ -109,11 +109,11 @@ class SpatialCrossAttention(Module):
     ) -> Tensor:
         """query (Q,D), features (6,S,D), reference_points_cam float32 (6,Q,Z,2), mask bool (6,Q,Z) -> (Q,D)."""
         out = self.deformable_attention(query, features, reference_points_cam, mask, spatial_shapes)
-        return query + self.output_proj(out)
+        return self.output_proj(out)
 
 
 class BEVFormerLayer(Module):
-    """Temporal self-attention, spatial cross-attention, feed-forward, each followed by a norm: (B,D) -> (B,D)."""
+    """Temporal self-attention, spatial cross-attention, feed-forward, each added and normalised: (B,D) -> (B,D)."""
 
     def __init__(self, config: UniADConfig):
         super().__init__()
@@ -136,9 +136,9 @@ class BEVFormerLayer(Module):
         spatial_shapes: Sequence[tuple[int, int]],
     ) -> Tensor:
         x = self.attentions[0](query, bev_pos, history, current, reference_points, self.bev_shape)
-        x = self.norms[0](x)
-        x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes))
-        return self.norms[2](self.ffns[0](x))
+        x = self.norms[0](x, query)
+        x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes), x)
+        return self.norms[2](self.ffns[0](x), x)
 
 
 class BEVFormerEncoder(Module):

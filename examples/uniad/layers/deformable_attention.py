@@ -7,7 +7,7 @@ from trtllm import vision as V
 
 
 class MultiScaleDeformableAttention(Module):
-    """Deformable attention to one feature map, with the query (without position) as residual.
+    """Deformable attention to one feature map, without the residual: the caller adds the query (without position).
 
     mmcv's MultiScaleDeformableAttention, and UniAD's CustomMSDeformableAttention (modules/decoder.py), which is the
     same with num_levels 1.
@@ -47,4 +47,4 @@ class MultiScaleDeformableAttention(Module):
         out = V.deformable_attention(
             value, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None
         )  # (1,Q,D)
-        return query + self.output_proj(F.squeeze(out, 0))
+        return self.output_proj(F.squeeze(out, 0))

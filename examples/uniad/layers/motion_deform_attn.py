@@ -63,4 +63,4 @@ class MotionTransformerAttentionLayer(Module):
 
     def forward(self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor) -> Tensor:
         x = self.norms[0](self.attentions[0](query, query_pos, bev_embed, goal))
-        return self.norms[1](self.ffns[0](x))
+        return self.norms[1](x + self.ffns[0](x))

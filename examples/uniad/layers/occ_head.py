@@ -166,7 +166,7 @@ class OccTransformerLayer(Module):
     def forward(self, state: Tensor, instances: Tensor, blocked: Tensor) -> Tensor:
         state = self.norms[0](self.attentions[0](state, state, state))
         state = self.norms[1](self.attentions[1](state, instances, instances, blocked=F.unsqueeze(blocked, 0)))
-        return self.norms[2](self.ffns[0](state))
+        return self.norms[2](state + self.ffns[0](state))
 
 
 class OccTransformerDecoder(Module):

@@ -51,8 +51,8 @@ class EncoderLayer(Module):
         self.spatial_shape = (config.bev_h, config.bev_w)
 
     def forward(self, x: Tensor, pos: Tensor, reference_points: Tensor) -> Tensor:
-        x = self.norms[0](self.attentions[0](x, pos, x, reference_points, self.spatial_shape))
-        return self.norms[1](self.ffns[0](x))
+        x = self.norms[0](self.attentions[0](x, pos, x, reference_points, self.spatial_shape), x)
+        return self.norms[1](self.ffns[0](x), x)
 
 
 class DecoderLayer(Module):
@@ -69,8 +69,9 @@ class DecoderLayer(Module):
 
     def forward(self, query: Tensor, query_pos: Tensor, memory: Tensor, reference_points: Tensor) -> Tensor:
         query = self.norms[0](self.attentions[0](query, query, query, query_pos, query_pos))
-        query = self.norms[1](self.attentions[1](query, query_pos, memory, reference_points, self.spatial_shape))
-        return self.norms[2](self.ffns[0](query))
+        seen = self.attentions[1](query, query_pos, memory, reference_points, self.spatial_shape)  # (Q,D)
+        query = self.norms[1](query + seen)
+        return self.norms[2](query + self.ffns[0](query))
 
 
 class Encoder(Module):

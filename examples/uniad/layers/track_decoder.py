@@ -35,8 +35,8 @@ class DetrTransformerDecoderLayer(Module):
         self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, reference_points: Tensor, empty: Tensor
     ) -> Tensor:
         x = self.norms[0](self.attentions[0](query, query, query, query_pos, query_pos, empty))
-        x = self.norms[1](self.attentions[1](x, query_pos, bev_embed, reference_points, self.bev_shape))
-        return self.norms[2](self.ffns[0](x))
+        x = self.norms[1](x + self.attentions[1](x, query_pos, bev_embed, reference_points, self.bev_shape))
+        return self.norms[2](x + self.ffns[0](x))
 
 
 class DetectionTransformerDecoder(Module):

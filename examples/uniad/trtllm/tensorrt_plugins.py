@@ -27,6 +27,8 @@ MASK_HEADS, OCCUPANCY_MAX_INSTANCES = 8, 256  # kMaskHeads of attention_masks.cu
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
 LARGE_OUTPUT = 1 << 20  # elements
 MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64  # UNIAD_… there
+NORM_MAX_CHANNELS = 1024  # UNIAD_NORM_MAX_CHANNELS there
+NORM_MIN_ROWS = 1024  # TensorRT makes few rows' norms part of the regions around them: no plugin is faster
 OPERATIONS = (
     "deformable_attention",
     "temporal_attention",
@@ -39,6 +41,7 @@ OPERATIONS = (
     "memory_attention",
     "attention_masks",
     "occupancy",
+    "add_layer_norm",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library
@@ -330,6 +333,18 @@ class PluginExecutor(TensorRTExecutor):
         inputs, (height, width) = [x.handle, matrix.handle], shape
         handle = self._plugin("UniADRotate", "rotate_nearest", inputs, x.dtype, height=height, width=width)
         return Tensor(handle, x.dtype, self.shape_of(handle))
+
+    def add_layer_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps):
+        channels, arrays = x.shape[-1], [t.array for t in (weight, bias)]
+        if "add_layer_norm" not in self.plugins or any(a is None for a in arrays):
+            return None
+        vectors = channels * np.dtype(x.dtype).itemsize % 16 == 0 and channels <= NORM_MAX_CHANNELS
+        if not vectors or math.prod(x.shape[:-1]) < NORM_MIN_ROWS:
+            return None
+        kind, inputs = ("UniADLayerNorm", [x]) if residual is None else ("UniADAddLayerNorm", [x, residual])
+        affine = [self.constant(np.asarray(a, np.float32)) for a in arrays]
+        handle = self._plugin(kind, "add_layer_norm", [t.handle for t in inputs] + affine, x.dtype, eps=float(eps))
+        return Tensor(handle, x.dtype, x.shape)
 
     def memory_attention(self, query: Tensor, memory: Tensor):
         few = memory.shape[0] < MANY_CELLS or query.shape[1] not in WIDTHS

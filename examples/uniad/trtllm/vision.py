@@ -102,6 +102,24 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
     return F.where(y < 0.0, -angle, angle)
 
 
+def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer normalisation of x + residual over the last dimension (Ba et al. 2016): a transformer's "add and norm".
+
+    Args:
+        x, residual: (…,D), of one type; residual None: x alone.
+        weight, bias: (D).
+
+    The sum is rounded to its type before it is normalised. An executor's own version may leave that out.
+    """
+    _one_type("add_layer_norm", x, *([residual] if residual is not None else []))
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"add_layer_norm: {x.shape} and {residual.shape}")
+    custom = offered("add_layer_norm", x, residual, weight, bias, eps=eps)
+    if custom is not None:
+        return custom
+    return F.layer_norm(x if residual is None else x + residual, x.shape[-1], weight, bias, eps)
+
+
 def conv2d_norm(
     input: Tensor,
     weight: Tensor,
