@@ -50,12 +50,14 @@ class Operation(NamedTuple):
 
 def nbytes(case: cases.Case) -> float:
     """Bytes of all tensors that the kernel reads, each read once."""
-    tensors = [
-        x
+    tensors = {
+        key: x
         for key, x in case.items()
         if isinstance(x, torch.Tensor) and key != "workspace" and not key.endswith("_weight")
-    ]
-    return float(sum(x.numel() * x.element_size() for x in tensors))
+    }
+    if "first_head" in case:  # of the values of several layers one layer's
+        tensors["value"] = tensors["value"][:, :, : tensors["sampling_offsets"].shape[1]]
+    return float(sum(x.numel() * x.element_size() for x in tensors.values()))
 
 
 def composed(function: str, module: str = "trtllm.vision"):
@@ -112,6 +114,10 @@ def attention_operations() -> list[Operation]:
             "camera cross-attention, 6 cameras", 0.6,
             lambda: cases.camera_case(half, DEVICE, SHAPES, points, mask), camera, camera_composed,
             (queries, width), pairs * 32 * sample),
+        Operation(
+            "camera cross-attention, values of six layers", 0.6,
+            lambda: cases.camera_case(half, DEVICE, SHAPES, points, mask, value_heads=48, first_head=40), camera,
+            camera_composed, (queries, width), pairs * 32 * sample),
         Operation(
             "map encoder attention, 40000 x 8 x 4", 0.08, make(), deformable, composed("deformable_attention"),
             (1, queries, width), queries * 4 * sample),

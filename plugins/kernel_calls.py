@@ -37,7 +37,7 @@ class CameraAttention(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("value", "reference", "visible", "offsets", "logits", "out")),
-        *((name, ctypes.c_int) for name in ("cameras", "cells", "heads", "channels")),
+        *((name, ctypes.c_int) for name in ("cameras", "cells", "heads", "channels", "value_heads", "first_head")),
         *((name, ctypes.c_int) for name in ("queries", "anchors", "levels", "points")),
         ("height", Levels),
         ("width", Levels),
@@ -198,13 +198,14 @@ def camera_cross_attention(
     sampling_offsets: torch.Tensor,
     attention_logits: torch.Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
+    first_head: int = 0,
     grid_width: int = 0,
     variant: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """trtllm.vision.camera_cross_attention; `visible` is int32 here. `out` is used when given."""
-    cameras, cells, heads, channels = value.shape
-    queries, _, levels, points, _ = sampling_offsets.shape
+    cameras, cells, value_heads, channels = value.shape
+    queries, heads, levels, points, _ = sampling_offsets.shape
     assert visible.dtype == torch.int32
     if out is None:
         out = poisoned((queries, heads * channels), value)
@@ -219,6 +220,8 @@ def camera_cross_attention(
         cells=cells,
         heads=heads,
         channels=channels,
+        value_heads=value_heads,
+        first_head=first_head,
         queries=queries,
         anchors=visible.shape[2],
         levels=levels,

@@ -83,18 +83,29 @@ def deformable_case(
 
 
 def camera_case(
-    dtype: torch.dtype, device, shapes: Shapes, reference, visible, heads: int = 8, channels: int = 32, points: int = 8
+    dtype: torch.dtype,
+    device,
+    shapes: Shapes,
+    reference,
+    visible,
+    heads: int = 8,
+    channels: int = 32,
+    points: int = 8,
+    value_heads: int | None = None,
+    first_head: int = 0,
 ) -> Case:
-    """Arguments of camera_cross_attention for the given float32 (N,Q,Z,2) and bool (N,Q,Z)."""
+    """Arguments of camera_cross_attention for the given float32 (N,Q,Z,2) and bool (N,Q,Z); `value_heads`: of value,
+    where it has more than `heads`."""
     cameras, queries = visible.shape[:2]
     cells = sum(h * w for h, w in shapes)
     return {
-        "value": torch.randn(cameras, cells, heads, channels, device=device).to(dtype),
+        "value": torch.randn(cameras, cells, value_heads or heads, channels, device=device).to(dtype),
         "reference_points_cam": reference.to(device).contiguous(),
         "visible": visible.to(device).int().contiguous(),
         "sampling_offsets": spread_offsets((queries,), heads, (len(shapes),), points, device).to(dtype).contiguous(),
         "attention_logits": torch.randn(queries, heads, len(shapes) * points, device=device).to(dtype),
         "spatial_shapes": list(shapes),
+        "first_head": first_head,
     }
 
 
@@ -173,10 +184,11 @@ def deformable_reference(
 
 
 def camera_reference(
-    value, reference_points_cam, visible, sampling_offsets, attention_logits, spatial_shapes
+    value, reference_points_cam, visible, sampling_offsets, attention_logits, spatial_shapes, first_head=0
 ) -> torch.Tensor:
     """What camera_cross_attention must give, float64."""
     q, m, levels, points, _ = sampling_offsets.shape
+    value = value[:, :, first_head : first_head + m]
     weights = attention_logits.double().softmax(-1).view(q, m, levels, points)
     cells = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float64, device=value.device)
     offsets = sampling_offsets.double() / cells.view(levels, 1, 2)

@@ -506,6 +506,11 @@ case("camera_cross_attention", lambda *x: V.camera_cross_attention(*x, SHAPES),
      lambda v, r, s, o, a: V.camera_cross_attention(v, r, F.constant(np.ones((6, 5, 2), bool)), o, a, SHAPES),
      normal(6, 60, 2, 4), uniform(-0.1, 1.1, 6, 5, 2, 2), SEEN, normal(5, 2, 2, 4, 2), normal(5, 2, 8),
      islands=(1,))
+LAYERS = normal(6, 60, 6, 4)  # the values of three layers with two heads each
+case("camera_cross_attention of one layer's heads", lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=2),
+     lambda t, v, *x: camera_attention(t, v[:, :, 2:4], *x, SHAPES),
+     lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=4), LAYERS, uniform(-0.1, 1.1, 6, 5, 2, 2), SEEN,
+     normal(5, 2, 2, 4, 2), normal(5, 2, 8), islands=(1,))
 _c, _s = math.cos(0.3), math.sin(0.3)
 case("rotate_nearest", lambda x, m: rotate_nearest(x, m, (10, 14)), lambda t, x, m: rotate(t, x, m, 10, 14),
      lambda x, m: rotate_nearest(x, m * 0.5, (10, 14)), normal(140, 3),
@@ -529,6 +534,12 @@ case("camera_cross_attention 32 channels", lambda *x: V.camera_cross_attention(*
      lambda v, r, s, o, a: V.camera_cross_attention(v, r, F.constant(np.ones((6, 9, 4), bool)), o, a, SHAPES),
      normal(6, 60, 8, 32), uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.1, normal(9, 8, 2, 8, 2),
      normal(9, 8, 16), islands=(1,))
+case("camera_cross_attention 32 channels, one layer's heads",
+     lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=16),
+     lambda t, v, *x: camera_attention(t, v[:, :, 16:], *x, SHAPES),
+     lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=8), normal(6, 60, 24, 32),
+     uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.3, normal(9, 8, 2, 8, 2), normal(9, 8, 16),
+     islands=(1,))
 CELLS = normal(1025, 16, scale=2.0)
 case("add_layer_norm of many rows", lambda x, r: V.add_layer_norm(x, r, weight(GAIN[:16]), weight(SHIFT[:16])),
      lambda t, x, r: t.layer_norm(x + r, (16,), t.tensor(GAIN[:16]), t.tensor(SHIFT[:16])),

@@ -163,6 +163,7 @@ def test_executor():
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
     assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
     assert camera == again
+    assert camera[2]["first_head"] == 0
     assert camera[2]["grid_width"] == 5
     # cast once; or not at all
     assert list(executor._constants) == [("as int32", "bool (6, 25, 4)"), ("as int32", "point_sampling as bool")]
@@ -181,6 +182,12 @@ def test_executor():
         shapes = [(2000, 256)] * (1 if residual is None else 2) + [(256,)] * 2
         assert executor.recorded[-1] == (kind, shapes, {"eps": 1e-6}) and out.dtype == half
     attributes = {"width": 64.0, "height": 32.0, "min_depth": 1e-5}
+    with net_guard(Network(executor, half)):
+        layers = tensor(half, 6, 60, 48, 32)
+        V.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=40)
+        with pytest.raises(ValueError, match="8 heads from 41 of 48"):
+            V.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=41)
+    assert executor.recorded[-1][1][0] == (6, 60, 48, 32) and executor.recorded[-1][2]["first_head"] == 40
     assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
 
 
@@ -215,6 +222,10 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for count, pixels, classes in ((1025, 1600, 3), (100, 262145, 3), (100, 1600, 65)):
         assert executor.merge_masks(tensor("float32", count, pixels), *vectors, classes, 0.1) is None
     assert executor.merge_masks(tensor("float32", 1024, 262144), *vectors, 64, 0.1) is not None
+    assert not executor.joint_camera_values(32, [(6, 10)])
+    executor.plugins = frozenset(["camera_cross_attention"])
+    assert executor.joint_camera_values(32, [(6, 10)])
+    assert not executor.joint_camera_values(24, [(6, 10)]) and not executor.joint_camera_values(32, [(6, 10)] * 9)
     executor.plugins = frozenset(["add_layer_norm"])
     vector, computed = (tensor("float16", 256, array=np.ones(256)), tensor("float16", 256))
     for rows, channels, gain in ((1023, 256, vector), (4096, 1032, vector), (4096, 252, vector), (4096, 256, computed)):

@@ -54,6 +54,10 @@ class HostKernels(TorchExecutor):
         super().__init__()
         self.library = library
         self.calls: collections.Counter[str] = collections.Counter()
+        self.joint = True  # the values of all layers by one projection
+        self.value_heads: list[
+            tuple[int, int]
+        ] = []  # of each camera attention: how many there are, where its own begin
 
     def _run(self, call, tensors, **attributes):
         self.calls[call.__name__] += 1
@@ -69,10 +73,15 @@ class HostKernels(TorchExecutor):
         tensors = (value, reference, offsets, logits)
         return self._run(kernel_calls.deformable_attention, tensors, spatial_shapes=[spatial_shape], mean=True)
 
-    def camera_cross_attention(self, value, reference_points, visible, *tensors, spatial_shapes):
+    def joint_camera_values(self, channels, spatial_shapes):
+        return self.joint
+
+    def camera_cross_attention(self, value, reference_points, visible, *tensors, spatial_shapes, first_head):
         visible = make(visible.handle.int(), "int32")
-        tensors = (value, reference_points, visible, *tensors)
-        return self._run(kernel_calls.camera_cross_attention, tensors, spatial_shapes=spatial_shapes)
+        tensors, shapes = (value, reference_points, visible, *tensors), spatial_shapes
+        self.value_heads.append((value.shape[2], first_head))
+        call = kernel_calls.camera_cross_attention
+        return self._run(call, tensors, spatial_shapes=shapes, first_head=first_head)
 
     def modulated_deform_conv2d(self, x, offset_mask, weight, stride, padding):
         weight_, bias = weight.handle, torch.zeros(len(weight.handle))
@@ -173,6 +182,44 @@ def test_camera_cross_attention(library, anchors, heads, channels, dtype):
     other = {**case, "visible": case["visible"].flip(0).contiguous()}
     out = kernel_calls.camera_cross_attention(library, **other)
     assert cases.relative_error(out, expected) > 0.1, "another camera's mask"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("heads", "channels", "value_heads", "first_head"), [(8, 32, 48, 40), (8, 32, 24, 8), (2, 16, 5, 3), (3, 32, 4, 0)]
+)
+def test_heads_of_several_layers(library, heads, channels, value_heads, first_head, dtype):
+    """Bit by bit what the kernel gives for a value of these heads alone."""
+    torch.manual_seed(8)
+    points, visible = torch.rand(6, 55, 4, 2) * 1.6 - 0.3, torch.rand(6, 55, 4) > 0.9
+    size = (heads, channels, 8, value_heads, first_head)
+    case = cases.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, *size)
+    expected = cases.camera_reference(**case)
+    alone = case["value"][:, :, first_head : first_head + heads].contiguous()
+    variants = kernel_calls.VARIANTS if dtype == torch.float16 and heads == 8 else [0]
+    for variant in variants:
+        out = kernel_calls.camera_cross_attention(library, **case, variant=variant)
+        assert cases.relative_error(out, expected) < bound(expected, dtype, variant), variant
+        own = {**case, "value": alone, "first_head": 0}
+        assert torch.equal(kernel_calls.camera_cross_attention(library, **own, variant=variant), out), variant
+    other = {**case, "first_head": 0 if first_head else 1}
+    out = kernel_calls.camera_cross_attention(library, **other)
+    assert cases.relative_error(out, expected) > 0.1, "another layer's heads"
+    for wrong in (-1, value_heads - heads + 1):
+        with pytest.raises(RuntimeError, match="uniad_camera_attention: error 1"):
+            kernel_calls.camera_cross_attention(library, **{**case, "first_head": wrong})
+
+
+def test_joint_values_of_the_layers(kernels):
+    """The recorded frames, with the values of all layers by one projection, and with one by each layer."""
+    config = test_bev_encoder.tiny_config()
+    layers, heads = config.encoder_num_layers, config.num_heads
+    test_bev_encoder.test_recorded_frames(1)
+    assert kernels.value_heads == [(layers * heads, layer * heads) for layer in range(layers)]
+    kernels.value_heads.clear()
+    kernels.joint = False
+    test_bev_encoder.test_recorded_frames(1)
+    assert kernels.value_heads == [(heads, 0)] * layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

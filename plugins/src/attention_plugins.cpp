@@ -86,22 +86,22 @@ const Attribute DeformableAttention::kAttributes[4] = {
     {"spatial_shapes", offsetof(DeformableAttention, spatial_shapes), 2 * UNIAD_MAX_LEVELS},
 };
 
-/// Inputs value (N,S,M,C), reference float32, visible int32, offsets, logits; see UniadCameraAttention.
+/// Inputs value (N,S,H,C), reference float32, visible int32, offsets, logits; see UniadCameraAttention.
 struct CameraAttention : OneOutput<CameraAttention> {
     static constexpr const char* kName = "UniADCameraAttention";
     static constexpr int kInputs = 5;
-    static const Attribute kAttributes[3];
-    int32_t half, grid_width;
+    static const Attribute kAttributes[4];
+    int32_t half, grid_width, first_head;
     SpatialShapes spatial_shapes;
 
-    bool valid() const { return spatial_shapes.count() > 0; }
+    bool valid() const { return spatial_shapes.count() > 0 && first_head >= 0; }
 
     DimsExprs outputDimensions(int, const DimsExprs* inputs, IExprBuilder& builder) const {
-        const DimsExprs& value = inputs[0];
+        const DimsExprs& offsets = inputs[3];
         DimsExprs out;
         out.nbDims = 2;
-        out.d[0] = inputs[3].d[0];
-        out.d[1] = builder.operation(DimensionOperation::kPROD, *value.d[2], *value.d[3]);
+        out.d[0] = offsets.d[0];
+        out.d[1] = builder.operation(DimensionOperation::kPROD, *offsets.d[1], *inputs[0].d[3]);
         return out;
     }
     bool supports(int position, const PluginTensorDesc* tensors) const {
@@ -122,8 +122,10 @@ struct CameraAttention : OneOutput<CameraAttention> {
         a.out = outputs[0];
         a.cameras = value.d[0];
         a.cells = value.d[1];
-        a.heads = value.d[2];
+        a.heads = offsets.d[1];
         a.channels = value.d[3];
+        a.value_heads = value.d[2];
+        a.first_head = first_head;
         a.queries = visible.d[1];
         a.anchors = visible.d[2];
         a.levels = offsets.d[2];
@@ -133,9 +135,10 @@ struct CameraAttention : OneOutput<CameraAttention> {
         return uniad_camera_attention(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, 0, stream);
     }
 };
-const Attribute CameraAttention::kAttributes[3] = {
+const Attribute CameraAttention::kAttributes[4] = {
     {"half", offsetof(CameraAttention, half), 1},
     {"grid_width", offsetof(CameraAttention, grid_width), 1},
+    {"first_head", offsetof(CameraAttention, first_head), 1},
     {"spatial_shapes", offsetof(CameraAttention, spatial_shapes), 2 * UNIAD_MAX_LEVELS},
 };
 

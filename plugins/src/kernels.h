@@ -55,8 +55,9 @@ typedef struct UniadDeformableAttention {
     int flat_buffer, mean;
 } UniadDeformableAttention;
 
-/* BEVFormer's spatial cross-attention (Li et al. 2022): value (N,S,M,C), reference (N,Q,Z,2), visible int32 (N,Q,Z),
- * offsets (Q,M,L,P,2), logits (Q,M,L*P) -> out (Q,M*C), the mean over the cameras that see the query. N <= 32. */
+/* BEVFormer's spatial cross-attention (Li et al. 2022): value (N,S,H,C), of which the heads [first_head, first_head + M)
+ * count, reference (N,Q,Z,2), visible int32 (N,Q,Z), offsets (Q,M,L,P,2), logits (Q,M,L*P) -> out (Q,M*C), the mean over
+ * the cameras that see the query. N <= 32. */
 typedef struct UniadCameraAttention {
     const void* value;
     const float* reference;
@@ -65,6 +66,7 @@ typedef struct UniadCameraAttention {
     const void* logits;
     void* out;
     int cameras, cells, heads, channels; /* N, S, M, C */
+    int value_heads, first_head;         /* H, and the first head of value that counts */
     int queries, anchors;                /* Q, Z */
     int levels, points;                  /* L, P */
     int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];

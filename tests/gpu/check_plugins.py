@@ -66,13 +66,13 @@ class Checks:
         self.report(f"{name} {str(dtype)[6:]} variant {variant}", error <= bound and guarded, detail)
 
     def must_refuse(self, name: str, call, like: torch.Tensor) -> None:
-        """`call(out, 0)` must say that there is no such kernel here."""
+        """`call(out, 0)` must say that there is no kernel for this."""
         refused = False
         try:
             call(torch.empty_like(like), 0)
         except RuntimeError as error:
             refused = "error" in str(error)
-        self.report(f"{name} (has no code here)", refused, "refused" if refused else "runs nothing, and says nothing")
+        self.report(f"{name} (has no kernel)", refused, "refused" if refused else "runs nothing, and says nothing")
 
     def must_differ(self, name: str, broken: torch.Tensor, expected: torch.Tensor) -> None:
         """A broken call must be far outside of every bound."""
@@ -146,18 +146,25 @@ def check_deformable(checks: Checks, library, variants: list[int], small: bool) 
 def check_camera(checks: Checks, library, variants: list[int], small: bool) -> None:
     draw = torch.Generator().manual_seed(3)
     tiny_points, tiny_mask, tiny_columns = cases.camera_rig_points("tiny_e2e")
-    settings = [("camera tiny", tiny_points, tiny_mask, tiny_columns, TINY_SHAPES, 16, 8, 8)]
+    settings = [("camera tiny", tiny_points, tiny_mask, tiny_columns, TINY_SHAPES, 16, 8, 8, {})]
+    joint = {"value_heads": 24, "first_head": 8}  # the second of three layers
+    settings.append(("camera tiny, joint values", *settings[0][1:-1], joint))
     if not small:
-        settings.append(("camera full", *cases.camera_rig_points("base_e2e"), SHAPES, 32, 8, 8))
+        full = (*cases.camera_rig_points("base_e2e"), SHAPES, 32, 8, 8)
+        settings.append(("camera full", *full, {}))
+        for layer in (0, 5):
+            joint = {"value_heads": 48, "first_head": 8 * layer}
+            settings.append((f"camera full, joint values, layer {layer}", *full, joint))
     for index in range(2 if small else 5):
         queries, anchors = 50 + 37 * index, [4, 4, 2, 1, 3][index]
         points = torch.rand(6, queries, anchors, 2, generator=draw) * 1.6 - 0.3
         mask = torch.rand(6, queries, anchors, generator=draw) > 0.9
         heads, channels = [8, 2, 4, 8, 1][index], [32, 16, 32, 32, 16][index]
-        settings.append((f"camera random {index}", points, mask, 0, TINY_SHAPES, channels, heads, 2 * anchors))
-    for name, points, mask, columns, shapes, channels, heads, count in settings:
+        more = {"value_heads": 2 * heads + 1, "first_head": heads + 1} if index % 2 else {}
+        settings.append((f"camera random {index}", points, mask, 0, TINY_SHAPES, channels, heads, 2 * anchors, more))
+    for name, points, mask, columns, shapes, channels, heads, count, joint in settings:
         for dtype in (torch.float32, torch.float16):
-            case = cases.camera_case(dtype, DEVICE, shapes, points, mask, heads, channels, count)
+            case = cases.camera_case(dtype, DEVICE, shapes, points, mask, heads, channels, count, **joint)
             expected = cases.camera_reference(**case)
 
             def call(out, variant, case=case, columns=columns):
@@ -169,6 +176,15 @@ def check_camera(checks: Checks, library, variants: list[int], small: bool) -> N
             other = {**case, "visible": case["visible"].flip(0).contiguous()}
             broken = kernel_calls.camera_cross_attention(library, **other)
             checks.must_differ("camera tiny, another camera's mask", broken, expected)
+        if name == "camera tiny, joint values":
+            broken = kernel_calls.camera_cross_attention(library, **{**case, "first_head": 16})
+            checks.must_differ(f"{name}, another layer's heads", broken, expected)
+            beyond = {**case, "first_head": 17}
+
+            def call_beyond(out, variant, case=beyond):
+                kernel_calls.camera_cross_attention(library, **case, out=out, variant=variant)
+
+            checks.must_refuse(f"{name}, beyond the last head", call_beyond, broken)
 
 
 def check_deform_conv(checks: Checks, library, facts: dict[str, str], small: bool) -> None:

@@ -7,10 +7,12 @@ cell (y, x) is row y * bev_w + x. No batch dimension.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
-from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, tap
+from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, net_dtype, tap
 from trtllm import functional as F
 from trtllm import vision as V
 
@@ -82,13 +84,33 @@ class MSDeformableAttention3D(Module):
         reference_points_cam: Tensor,
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        joint: tuple[Tensor, int] | None,
     ) -> Tensor:
         """See SpatialCrossAttention. (Q,D), the mean over the cameras that see the query."""
         (q, dims), m = query.shape, self.heads
         offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
         logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
-        value = F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False)  # (6,S,M,C)
-        return V.camera_cross_attention(value, reference_points_cam, mask, offsets, logits, spatial_shapes)
+        if joint is not None:
+            value, first_head = joint
+        else:
+            value, first_head = F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False), 0
+        return V.camera_cross_attention(value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head)
+
+
+def joint_values(
+    attentions: Sequence[MSDeformableAttention3D], features: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+) -> Tensor | None:
+    """The values of several layers (6,S,layers*M,C) by one projection of their common features (6,S,D).
+
+    None where the executor has no use for it: each layer then projects its own, which takes less memory.
+    """
+    heads, dims = attentions[0].heads, features.shape[2]
+    if not V.offered("joint_camera_values", dims // heads, tuple(spatial_shapes)):
+        return None
+    parameters = ([getattr(a.value_proj, name).array for a in attentions] for name in ("weight", "bias"))
+    weight, bias = (F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters)  # (layers*D,D) (layers*D)
+    values = V.linear(features, weight, bias)  # (6,S,layers*D)
+    return F.view(values, (*features.shape[:2], len(attentions) * heads, dims // heads), False)
 
 
 class SpatialCrossAttention(Module):
@@ -106,9 +128,13 @@ class SpatialCrossAttention(Module):
         reference_points_cam: Tensor,
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        joint: tuple[Tensor, int] | None = None,
     ) -> Tensor:
-        """query (Q,D), features (6,S,D), reference_points_cam float32 (6,Q,Z,2), mask bool (6,Q,Z) -> (Q,D)."""
-        out = self.deformable_attention(query, features, reference_points_cam, mask, spatial_shapes)
+        """query (Q,D), features (6,S,D), reference_points_cam float32 (6,Q,Z,2), mask bool (6,Q,Z) -> (Q,D).
+
+        `joint`: what joint_values gave, and where in it this layer's heads begin; None: features are projected here.
+        """
+        out = self.deformable_attention(query, features, reference_points_cam, mask, spatial_shapes, joint)
         return self.output_proj(out)
 
 
@@ -134,10 +160,12 @@ class BEVFormerLayer(Module):
         reference_points_cam: Tensor,
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
+        joint: tuple[Tensor, int] | None = None,
     ) -> Tensor:
+        """Arguments as TemporalSelfAttention's and SpatialCrossAttention's."""
         x = self.attentions[0](query, bev_pos, history, current, reference_points, self.bev_shape)
         x = self.norms[0](x, query)
-        x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes), x)
+        x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes, joint), x)
         return self.norms[2](self.ffns[0](x), x)
 
 
@@ -177,14 +205,17 @@ class BEVFormerEncoder(Module):
         # and without a history too. The released weights were trained with that.
         reference_points = F.constant(cell_centres(self.config)) + shift  # (B,2) float32
         has_prev = F.unsqueeze(has_prev, 1)  # (1,1)
+        attentions = [layer.attentions[1].deformable_attention for layer in self.layers]
+        values = joint_values(attentions, features, spatial_shapes)  # (6,S,layers*M,C)
         x = bev_query
         for index, layer in enumerate(self.layers):
             # With a history every layer's current map is the query that entered layer 0; without, a layer's own input
             # stands for both maps.
             history = F.where(has_prev, prev_bev, x)
             current = F.where(has_prev, bev_query, x)
+            joint = (values, index * self.config.num_heads) if values is not None else None
             x = layer(x, bev_pos, history, current, reference_points, features, reference_points_cam, mask,
-                      spatial_shapes)  # fmt: skip
+                      spatial_shapes, joint)  # fmt: skip
             tap(f"bev.layer{index}", x)
         return x
 

@@ -215,7 +215,7 @@ class PluginExecutor(TensorRTExecutor):
     def deformable_attention(
         self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shapes, num_queries
     ):
-        if "deformable_attention" not in self.plugins or not _fits(value, spatial_shapes):
+        if "deformable_attention" not in self.plugins or not _fits(value.shape[3], spatial_shapes):
             return None
         points, shape = reference_points.handle, (value.shape[0], *reference_points.shape[1:])
         points = points if shape == reference_points.shape else self.expand(points, shape)
@@ -233,7 +233,7 @@ class PluginExecutor(TensorRTExecutor):
     def temporal_attention(
         self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shape
     ):
-        if "temporal_attention" not in self.plugins or not _fits(value, [spatial_shape]):
+        if "temporal_attention" not in self.plugins or not _fits(value.shape[3], [spatial_shape]):
             return None
         inputs = [value.handle, reference_points.handle, *(self._as(x, value.dtype) for x in (offsets, logits))]
         handle = self._plugin(
@@ -246,10 +246,21 @@ class PluginExecutor(TensorRTExecutor):
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
 
+    def joint_camera_values(self, channels: int, spatial_shapes) -> bool:
+        """Whether camera_cross_attention is a plugin, which reads its heads out of those of all layers."""
+        return "camera_cross_attention" in self.plugins and _fits(channels, spatial_shapes)
+
     def camera_cross_attention(
-        self, value: Tensor, reference_points: Tensor, visible: Tensor, offsets: Tensor, logits: Tensor, spatial_shapes
+        self,
+        value: Tensor,
+        reference_points: Tensor,
+        visible: Tensor,
+        offsets: Tensor,
+        logits: Tensor,
+        spatial_shapes,
+        first_head,
     ):
-        if "camera_cross_attention" not in self.plugins or not _fits(value, spatial_shapes):
+        if not self.joint_camera_values(value.shape[3], spatial_shapes):
             return None
         queries, side = visible.shape[1], math.isqrt(visible.shape[1])
         key = ("as int32", visible.handle.name)  # the same mask in every layer: cast once
@@ -262,6 +273,7 @@ class PluginExecutor(TensorRTExecutor):
             [value.handle, reference_points.handle, self._constants[key], *moved],
             value.dtype,
             spatial_shapes=spatial_shapes,
+            first_head=first_head,
             grid_width=side if side * side == queries else 0,  # a square map's columns; matters for speed only
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
@@ -383,6 +395,6 @@ class PluginExecutor(TensorRTExecutor):
         self._mark(self.after(tensor, None).handle if large else self._copied(tensor), tensor.dtype, name)
 
 
-def _fits(value: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> bool:
-    """Whether there is an attention kernel for these sizes."""
-    return value.shape[3] in (16, 32) and len(spatial_shapes) <= MAX_LEVELS
+def _fits(channels: int, spatial_shapes: Sequence[tuple[int, int]]) -> bool:
+    """Whether there is an attention kernel for so many channels of a head and these maps."""
+    return channels in (16, 32) and len(spatial_shapes) <= MAX_LEVELS

@@ -237,20 +237,21 @@ class TorchCPUExecutor(TorchExecutor):
         table = LevelTable(value.handle.reshape(b * s, m, c), [spatial_shape] * b)
         return make(table.sample(locations, weights), "float32")
 
-    def camera_cross_attention(self, value, reference_points_cam, visible, offsets, logits, spatial_shapes):
+    def camera_cross_attention(self, value, reference_points_cam, visible, offsets, logits, spatial_shapes, first_head):
         if value.dtype != "float32":
             return None
         q, m, levels, points, _ = offsets.shape
+        heads = value.handle[:, :, first_head : first_head + m]  # (6,S,M,C), a view
         z = visible.shape[2]
         scale = torch.tensor([[1 / w, 1 / h] for h, w in spatial_shapes]).view(levels, 1, 2)
         weights = torch.softmax(logits.handle, -1).view(q, m, levels, points)
         seen = visible.handle.any(2)  # (6,Q)
-        out = torch.zeros(q, math.prod(value.shape[2:]))
+        out = torch.zeros(q, m * value.shape[3])
         for cam in range(value.shape[0]):
             rows = torch.nonzero(seen[cam]).squeeze(1)
             if not len(rows):
                 continue
-            table = LevelTable(value.handle[cam], spatial_shapes)
+            table = LevelTable(heads[cam], spatial_shapes)
             for part in torch.split(rows, BLOCK):
                 reference = reference_points_cam.handle[cam, part].view(-1, 1, 1, 1, z, 2)
                 moved = (offsets.handle[part] * scale).view(-1, m, levels, points // z, z, 2)

@@ -385,11 +385,13 @@ def camera_cross_attention(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
+    first_head: int = 0,
 ) -> Tensor:
     """BEVFormer's spatial cross-attention (Li et al. 2022) over all cameras, before its output projection.
 
     Args:
-        value: (6,S,M,C), projected image features of each camera.
+        value: (6,S,M,C), projected image features of each camera; or (6,S,H,C) with more heads, those of other layers
+            too, of which the heads [first_head, first_head + M) are read.
         reference_points_cam: float32 (6,Q,Z,2), the pillar's Z anchors in each image, x, y in [0,1].
         visible: bool (6,Q,Z); a camera counts for a query where any of its anchors is visible.
         sampling_offsets: (Q,M,L,P,2) in cells, the same for all cameras; point p starts from anchor p % Z.
@@ -398,7 +400,14 @@ def camera_cross_attention(
 
     Returns:
         (Q,M*C): the mean over the cameras that see the query, 0 where none does.
+
+    Raises:
+        ValueError: value does not have these heads.
     """
+    if first_head < 0 or first_head + sampling_offsets.shape[1] > value.shape[2]:
+        raise ValueError(
+            f"camera_cross_attention: {sampling_offsets.shape[1]} heads from {first_head} of {value.shape[2]}"
+        )
     custom = offered(
         "camera_cross_attention",
         value,
@@ -407,10 +416,12 @@ def camera_cross_attention(
         sampling_offsets,
         attention_logits,
         spatial_shapes=tuple(spatial_shapes),
+        first_head=first_head,
     )
     if custom is not None:
         return custom
     cams, (q, m, levels, points, _), z = value.shape[0], sampling_offsets.shape, visible.shape[2]
+    value = F.narrow(value, 2, first_head, m)  # (6,S,M,C)
     seen = F.max(F.cast(visible, "int32"), 2)  # (6,Q)
     count = F.maximum(F.cast(F.sum(seen, 0), "float32"), 1.0)  # (Q)
     weights = F.softmax(F.cast(attention_logits, "float32"), -1)

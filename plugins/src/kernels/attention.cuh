@@ -267,7 +267,7 @@ UNIAD_HD void camera_attention_thread(const UniadCameraAttention& a, int block_x
     const int levels = SizesOf::kWalked ? SizesOf::kWalked : a.levels;
     const int points = SizesOf::kPoints ? SizesOf::kPoints : a.points;
     const int anchors = Anchors ? Anchors : a.anchors;
-    const int cell_stride = a.heads * Channels, channel = at.head * Channels + at.lane * Sum::kVector;
+    const int cell_stride = a.value_heads * Channels, channel = at.lane * Sum::kVector;  // of a head
 
     unsigned seeing = 0;  // one bit per camera
     float count = 0.0f;
@@ -293,6 +293,7 @@ UNIAD_HD void camera_attention_thread(const UniadCameraAttention& a, int block_x
     const int64_t pair = static_cast<int64_t>(at.query) * a.heads + at.head;
     const T* logits = static_cast<const T*>(a.logits) + pair * levels * points;
     const T* offsets = static_cast<const T*>(a.offsets) + pair * levels * points * 2;
+    const T* const value = static_cast<const T*>(a.value) + (a.first_head + at.head) * Channels + channel;
     Softmax scale = {0.0f, 0.0f};
     if (seeing != 0) {
         scale = softmax_over<T, SizesOf::kGroup>(logits, levels * points);
@@ -302,8 +303,7 @@ UNIAD_HD void camera_attention_thread(const UniadCameraAttention& a, int block_x
             continue;
         }
         const float* reference = a.reference + (static_cast<int64_t>(camera) * a.queries + at.query) * anchors * 2;
-        const T* cells =
-            static_cast<const T*>(a.value) + static_cast<int64_t>(camera) * a.cells * cell_stride + channel;
+        const T* cells = value + static_cast<int64_t>(camera) * a.cells * cell_stride;
         for (int level = 0; level < levels; ++level) {
             const int height = a.height[level], width = a.width[level];
             for (int point = 0; point < points; point += kGroup) {
@@ -323,10 +323,10 @@ UNIAD_HD void camera_attention_thread(const UniadCameraAttention& a, int block_x
                 }
                 sum.template add_points<kGroup, true>(cells, cell_stride, at_x, at_y, share, height, width);
             }
-            cells += height * width * cell_stride;
+            cells = element(cells, height * width, cell_stride);
         }
     }
-    sum.write(static_cast<T*>(a.out) + static_cast<int64_t>(at.query) * cell_stride + channel,
+    sum.write(static_cast<T*>(a.out) + pair * Channels + channel,
               seeing != 0 ? 1.0f / count : 0.0f);
 }
 
@@ -433,7 +433,8 @@ int run_deformable_attention(const UniadDeformableAttention& a, int type, int va
 
 template <typename Run>
 int run_camera_attention(const UniadCameraAttention& a, int type, int variant, const Run& run) {
-    const bool known = a.levels >= 1 && a.levels <= UNIAD_MAX_LEVELS && a.cameras >= 1 && a.cameras <= 32;
+    const bool known = a.levels >= 1 && a.levels <= UNIAD_MAX_LEVELS && a.cameras >= 1 && a.cameras <= 32 &&
+                       a.first_head >= 0 && a.first_head + a.heads <= a.value_heads;
     return known ? dispatch(a, type, variant, run) : kUnsupported;
 }
 
