@@ -61,7 +61,8 @@ def attention_masks(
     x = F.unsqueeze(logits, 0)  # (1,M,N,B)
     # The two Linears mix heads: with the heads in front they are convolutions, and no logits are transposed. As one
     # matrix product it would have four million columns, for which TensorRT 8.6 has no float32 kernel.
-    for weight, bias in zip(weights[::2], weights[1::2]):
+    for weight, bias in ((mix, mix_bias), (sum, sum_bias)):
+        assert weight.array is not None
         kernel = F.constant(weight.array.reshape(*weight.shape, 1, 1), weight.dtype)
         x = F.relu(F.conv2d(x, kernel, bias))  # (1,M,N,B), then (1,1,N,B)
     return F.cast(F.view(x, logits.shape[1:]), "float32")
@@ -127,8 +128,9 @@ class AttentionTail(Module):
         self.num_heads = num_heads
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        weights = [t.value for linear in (self.linear_l1[0], self.linear[0]) for t in (linear.weight, linear.bias)]
-        return attention_masks(self.q(query), self.k(memory), *weights, num_heads=self.num_heads)
+        mix, last = self.linear_l1[0], self.linear[0]
+        small = (mix.weight.value, mix.bias.value, last.weight.value, last.bias.value)
+        return attention_masks(self.q(query), self.k(memory), *small, self.num_heads)
 
 
 class Block(Module):
