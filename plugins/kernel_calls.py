@@ -24,7 +24,8 @@ class DeformableAttention(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("value", "reference", "offsets", "logits", "out")),
-        *((name, ctypes.c_int) for name in ("batch", "cells", "heads", "channels", "queries", "source_queries")),
+        *((name, ctypes.c_int) for name in ("batch", "cells", "heads", "channels", "value_heads", "first_head")),
+        *((name, ctypes.c_int) for name in ("queries", "source_queries")),
         *((name, ctypes.c_int) for name in ("levels", "points", "reference_size", "maps")),
         ("height", Levels),
         ("width", Levels),
@@ -150,13 +151,15 @@ def deformable_attention(
     attention_logits: torch.Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
     num_queries: int | None = None,
+    first_head: int = 0,
     mean: bool = False,
     grid_width: int | None = None,
     variant: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """trtllm.vision.deformable_attention; with `mean` trtllm.vision.temporal_attention. `out` is used when given."""
-    batch, cells, heads, channels = value.shape
+    batch, cells, value_heads, channels = value.shape
+    heads = sampling_offsets.shape[1 if mean else 2]
     source = reference_points.shape[0 if mean else 1]
     queries = num_queries or source
     if mean:
@@ -175,6 +178,8 @@ def deformable_attention(
         cells=cells,
         heads=heads,
         channels=channels,
+        value_heads=value_heads,
+        first_head=first_head,
         queries=queries,
         source_queries=source,
         levels=levels,

@@ -159,7 +159,7 @@ def test_executor():
         vectors = (np.zeros(size, np.float32) for size in (25, 25, 4))
         executor.point_sampling(tensor("float32", 6, 4, 4), *vectors, size=(64, 32), min_depth=1e-5)
     flat, temporal, camera, again, conv, after, merge, turn, project = executor.recorded
-    assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40}
+    assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40, "first_head": 0}
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
     assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
     assert camera == again
@@ -213,7 +213,7 @@ def test_layout_of_the_weight(dtype, outputs, packed, layout):
 def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     executor = RecordingExecutor(["deformable_attention"])
     value, rest = tensor("float32", 1, 60, 8, 24), [tensor("float32", 1)] * 3
-    assert executor.deformable_attention(value, *rest, spatial_shapes=[(6, 10)], num_queries=None) is None
+    assert executor.deformable_attention(value, *rest, [(6, 10)], None, 0) is None
     value = tensor("float32", 2, 60, 8, 32)
     assert executor.temporal_attention(value, *rest, spatial_shape=(6, 10)) is None
     vectors = tensor("float32", 100), tensor("int32", 100)
@@ -222,10 +222,13 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for count, pixels, classes in ((1025, 1600, 3), (100, 262145, 3), (100, 1600, 65)):
         assert executor.merge_masks(tensor("float32", count, pixels), *vectors, classes, 0.1) is None
     assert executor.merge_masks(tensor("float32", 1024, 262144), *vectors, 64, 0.1) is not None
-    assert not executor.joint_camera_values(32, [(6, 10)])
-    executor.plugins = frozenset(["camera_cross_attention"])
-    assert executor.joint_camera_values(32, [(6, 10)])
-    assert not executor.joint_camera_values(24, [(6, 10)]) and not executor.joint_camera_values(32, [(6, 10)] * 9)
+    camera = "camera_cross_attention"
+    assert not executor.joint_values(camera, 32, [(6, 10)])
+    executor.plugins = frozenset([camera])
+    assert executor.joint_values(camera, 32, [(6, 10)]) and not executor.joint_values(
+        "deformable_attention", 32, [(6, 10)]
+    )
+    assert not executor.joint_values(camera, 24, [(6, 10)]) and not executor.joint_values(camera, 32, [(6, 10)] * 9)
     executor.plugins = frozenset(["add_layer_norm"])
     vector, computed = (tensor("float16", 256, array=np.ones(256)), tensor("float16", 256))
     for rows, channels, gain in ((1023, 256, vector), (4096, 1032, vector), (4096, 252, vector), (4096, 256, computed)):

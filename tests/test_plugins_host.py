@@ -55,25 +55,26 @@ class HostKernels(TorchExecutor):
         self.library = library
         self.calls: collections.Counter[str] = collections.Counter()
         self.joint = True  # the values of all layers by one projection
-        self.value_heads: list[
-            tuple[int, int]
-        ] = []  # of each camera attention: how many there are, where its own begin
+        # Of each deformable and camera attention: how many heads the values have, where its own begin.
+        self.value_heads: list[tuple[int, int]] = []
 
     def _run(self, call, tensors, **attributes):
         self.calls[call.__name__] += 1
         out = call(self.library, *(t.handle.contiguous() for t in tensors), **attributes)
         return make(out, tensors[0].dtype)
 
-    def deformable_attention(self, *tensors, spatial_shapes, num_queries):
+    def deformable_attention(self, *tensors, spatial_shapes, num_queries, first_head):
         call = kernel_calls.deformable_attention
-        return self._run(call, tensors, spatial_shapes=spatial_shapes, num_queries=num_queries)
+        sizes = {"spatial_shapes": spatial_shapes, "num_queries": num_queries, "first_head": first_head}
+        self.value_heads.append((tensors[0].shape[2], first_head))
+        return self._run(call, tensors, **sizes)
 
     def temporal_attention(self, value, reference_points, offsets, logits, spatial_shape):
         reference = make(reference_points.handle.unsqueeze(1), "float32")  # one level
         tensors = (value, reference, offsets, logits)
         return self._run(kernel_calls.deformable_attention, tensors, spatial_shapes=[spatial_shape], mean=True)
 
-    def joint_camera_values(self, channels, spatial_shapes):
+    def joint_values(self, operation, channels, spatial_shapes):
         return self.joint
 
     def camera_cross_attention(self, value, reference_points, visible, *tensors, spatial_shapes, first_head):
@@ -220,6 +221,35 @@ def test_joint_values_of_the_layers(kernels):
     kernels.joint = False
     test_bev_encoder.test_recorded_frames(1)
     assert kernels.value_heads == [(heads, 0)] * layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "channels", "value_heads", "first_head"), [(8, 32, 48, 40), (2, 16, 5, 3)])
+@pytest.mark.parametrize("rest", [{}, {"levels": 4, "flat_buffer": True}, {"batch": 2, "mean": True}])
+def test_heads_of_several_layers_of_one_map(library, heads, channels, value_heads, first_head, rest, dtype):
+    """Bit by bit what the kernel gives for a value of these heads alone."""
+    torch.manual_seed(9)
+    case = cases.deformable_case(dtype, "cpu", shapes=[(9, 11)], heads=heads, channels=channels, **rest)
+    expected = kernel_calls.deformable_attention(library, **case)
+    b, cells = case["value"].shape[:2]
+    joint = torch.randn(b, cells, value_heads, channels).to(dtype)
+    joint[:, :, first_head : first_head + heads] = case["value"]
+    case = {**case, "value": joint, "first_head": first_head}
+    assert torch.equal(kernel_calls.deformable_attention(library, **case), expected)
+    out = kernel_calls.deformable_attention(library, **{**case, "first_head": first_head - 1})
+    assert cases.relative_error(out, expected.double()) > 0.1, "another layer's heads"
+    for wrong in (-1, value_heads - heads + 1):
+        with pytest.raises(RuntimeError, match="uniad_deformable_attention: error 1"):
+            kernel_calls.deformable_attention(library, **{**case, "first_head": wrong})
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_joint_values_of_the_decoders(kernels, joint):
+    """The recorded frames of the track decoder and the map head."""
+    kernels.joint, kernels.merge_masks = joint, None  # whose scores the test reads
+    test_track_decoder.test_recorded_frames(1)
+    test_seg_head.test_recorded_frames(1)
+    assert any(first > 0 for _, first in kernels.value_heads) == joint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -29,15 +29,15 @@ struct SpatialShapes {
     }
 };
 
-/// Inputs value (B,S,M,C), reference float32, offsets, logits; see UniadDeformableAttention.
+/// Inputs value (B,S,H,C), reference float32, offsets, logits; see UniadDeformableAttention.
 struct DeformableAttention : OneOutput<DeformableAttention> {
     static constexpr const char* kName = "UniADDeformableAttention";
     static constexpr int kInputs = 4;
-    static const Attribute kAttributes[4];
-    int32_t half, num_queries, mean;  // num_queries > 0: the flat-buffer rule
+    static const Attribute kAttributes[5];
+    int32_t half, num_queries, mean, first_head;  // num_queries > 0: the flat-buffer rule
     SpatialShapes spatial_shapes;
 
-    bool valid() const { return spatial_shapes.count() > 0 && !(num_queries > 0 && mean != 0); }
+    bool valid() const { return spatial_shapes.count() > 0 && !(num_queries > 0 && mean != 0) && first_head >= 0; }
 
     DimsExprs outputDimensions(int, const DimsExprs* inputs, IExprBuilder& builder) const {
         const DimsExprs& value = inputs[0];
@@ -45,7 +45,8 @@ struct DeformableAttention : OneOutput<DeformableAttention> {
         out.nbDims = mean != 0 ? 2 : 3;
         out.d[0] = value.d[0];
         out.d[out.nbDims - 2] = num_queries > 0 ? builder.constant(num_queries) : inputs[2].d[mean != 0 ? 0 : 1];
-        out.d[out.nbDims - 1] = builder.operation(DimensionOperation::kPROD, *value.d[2], *value.d[3]);
+        const auto* heads = inputs[2].d[mean != 0 ? 1 : 2];
+        out.d[out.nbDims - 1] = builder.operation(DimensionOperation::kPROD, *heads, *value.d[3]);
         return out;
     }
     bool supports(int position, const PluginTensorDesc* tensors) const {
@@ -64,7 +65,9 @@ struct DeformableAttention : OneOutput<DeformableAttention> {
         a.out = outputs[0];
         a.batch = value.d[0];
         a.cells = value.d[1];
-        a.heads = value.d[2];
+        a.heads = offsets.d[mean != 0 ? 1 : 2];
+        a.value_heads = value.d[2];
+        a.first_head = first_head;
         a.channels = value.d[3];
         a.source_queries = offsets.d[mean != 0 ? 0 : 1];
         a.queries = num_queries > 0 ? num_queries : a.source_queries;
@@ -79,10 +82,11 @@ struct DeformableAttention : OneOutput<DeformableAttention> {
         return uniad_deformable_attention(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, 0, stream);
     }
 };
-const Attribute DeformableAttention::kAttributes[4] = {
+const Attribute DeformableAttention::kAttributes[5] = {
     {"half", offsetof(DeformableAttention, half), 1},
     {"num_queries", offsetof(DeformableAttention, num_queries), 1},
     {"mean", offsetof(DeformableAttention, mean), 1},
+    {"first_head", offsetof(DeformableAttention, first_head), 1},
     {"spatial_shapes", offsetof(DeformableAttention, spatial_shapes), 2 * UNIAD_MAX_LEVELS},
 };
 

@@ -47,6 +47,7 @@ typedef struct UniadDeformableAttention {
     const void* logits;
     void* out;
     int batch, cells, heads, channels;  /* B, S, M, C */
+    int value_heads, first_head;        /* value is (B,S,value_heads,C), of which the heads from first_head on are read */
     int queries, source_queries;        /* Q, Qs */
     int levels, points, reference_size; /* L, P, 2 or 4 */
     int maps;                           /* maps there are: L, or 1 with flat_buffer */

@@ -7,12 +7,11 @@ cell (y, x) is row y * bev_w + x. No batch dimension.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
-from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, net_dtype, tap
+from layers.deformable_attention import Joint, joint_values
+from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, tap
 from trtllm import functional as F
 from trtllm import vision as V
 
@@ -84,33 +83,14 @@ class MSDeformableAttention3D(Module):
         reference_points_cam: Tensor,
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        joint: tuple[Tensor, int] | None,
+        joint: Joint | None,
     ) -> Tensor:
         """See SpatialCrossAttention. (Q,D), the mean over the cameras that see the query."""
         (q, dims), m = query.shape, self.heads
         offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
         logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
-        if joint is not None:
-            value, first_head = joint
-        else:
-            value, first_head = F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False), 0
+        value, first_head = joint or (F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False), 0)
         return V.camera_cross_attention(value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head)
-
-
-def joint_values(
-    attentions: Sequence[MSDeformableAttention3D], features: Tensor, spatial_shapes: Sequence[tuple[int, int]]
-) -> Tensor | None:
-    """The values of several layers (6,S,layers*M,C) by one projection of their common features (6,S,D).
-
-    None where the executor has no use for it: each layer then projects its own, which takes less memory.
-    """
-    heads, dims = attentions[0].heads, features.shape[2]
-    if not V.offered("joint_camera_values", dims // heads, tuple(spatial_shapes)):
-        return None
-    parameters = ([getattr(a.value_proj, name).array for a in attentions] for name in ("weight", "bias"))
-    weight, bias = (F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters)  # (layers*D,D) (layers*D)
-    values = V.linear(features, weight, bias)  # (6,S,layers*D)
-    return F.view(values, (*features.shape[:2], len(attentions) * heads, dims // heads), False)
 
 
 class SpatialCrossAttention(Module):
@@ -128,11 +108,11 @@ class SpatialCrossAttention(Module):
         reference_points_cam: Tensor,
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        joint: tuple[Tensor, int] | None = None,
+        joint: Joint | None = None,
     ) -> Tensor:
         """query (Q,D), features (6,S,D), reference_points_cam float32 (6,Q,Z,2), mask bool (6,Q,Z) -> (Q,D).
 
-        `joint`: what joint_values gave, and where in it this layer's heads begin; None: features are projected here.
+        `joint`: what joint_values gave for this layer; None: features are projected here.
         """
         out = self.deformable_attention(query, features, reference_points_cam, mask, spatial_shapes, joint)
         return self.output_proj(out)
@@ -160,7 +140,7 @@ class BEVFormerLayer(Module):
         reference_points_cam: Tensor,
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        joint: tuple[Tensor, int] | None = None,
+        joint: Joint | None = None,
     ) -> Tensor:
         """Arguments as TemporalSelfAttention's and SpatialCrossAttention's."""
         x = self.attentions[0](query, bev_pos, history, current, reference_points, self.bev_shape)
@@ -205,17 +185,16 @@ class BEVFormerEncoder(Module):
         # and without a history too. The released weights were trained with that.
         reference_points = F.constant(cell_centres(self.config)) + shift  # (B,2) float32
         has_prev = F.unsqueeze(has_prev, 1)  # (1,1)
-        attentions = [layer.attentions[1].deformable_attention for layer in self.layers]
-        values = joint_values(attentions, features, spatial_shapes)  # (6,S,layers*M,C)
+        projections = [layer.attentions[1].deformable_attention.value_proj for layer in self.layers]
+        joint = joint_values("camera_cross_attention", projections, features, self.config.num_heads, spatial_shapes)
         x = bev_query
         for index, layer in enumerate(self.layers):
             # With a history every layer's current map is the query that entered layer 0; without, a layer's own input
             # stands for both maps.
             history = F.where(has_prev, prev_bev, x)
             current = F.where(has_prev, bev_query, x)
-            joint = (values, index * self.config.num_heads) if values is not None else None
             x = layer(x, bev_pos, history, current, reference_points, features, reference_points_cam, mask,
-                      spatial_shapes, joint)  # fmt: skip
+                      spatial_shapes, joint[index])  # fmt: skip
             tap(f"bev.layer{index}", x)
         return x
 

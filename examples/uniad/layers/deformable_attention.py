@@ -1,9 +1,37 @@
 """Deformable attention of queries to one feature map (Deformable DETR, Zhu et al. 2021), for track and map decoders."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from layers.basic import Linear
-from trtllm import Module, Tensor
+from trtllm import Module, Tensor, net_dtype
 from trtllm import functional as F
 from trtllm import vision as V
+
+Joint = tuple[Tensor, int]  # values of several layers (…,S,layers*M,C), and where in them one layer's heads begin
+
+
+def joint_values(
+    operation: str,
+    projections: Sequence[Linear],
+    features: Tensor,
+    heads: int,
+    spatial_shapes: Sequence[tuple[int, int]],
+) -> Sequence[Joint | None]:
+    """Of each layer its values, made by one projection of the features (…,S,D) that all layers share.
+
+    None where the executor's `operation` (a function of trtllm.vision) has no use for it: each layer then projects the
+    features itself, which takes less memory.
+    """
+    dims = features.shape[-1]
+    if not V.offered("joint_values", operation, dims // heads, tuple(spatial_shapes)):
+        return [None] * len(projections)
+    parameters = ([getattr(p, name).array for p in projections] for name in ("weight", "bias"))
+    weight, bias = (F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters)  # (layers*D,D) (layers*D)
+    values = V.linear(features, weight, bias)  # (…,S,layers*D)
+    values = F.view(values, (*features.shape[:-1], len(projections) * heads, dims // heads), False)
+    return [(values, layer * heads) for layer in range(len(projections))]
 
 
 class MultiScaleDeformableAttention(Module):
@@ -33,8 +61,12 @@ class MultiScaleDeformableAttention(Module):
         value: Tensor,
         reference_points: Tensor,
         spatial_shape: tuple[int, int],
+        joint: Joint | None = None,
     ) -> Tensor:
-        """query and query_pos (Q,D), value (S,D), reference_points float32 (Q,2) or (Q,4) in [0,1] -> (Q,D)."""
+        """query and query_pos (Q,D), value (S,D), reference_points float32 (Q,2) or (Q,4) in [0,1] -> (Q,D).
+
+        `joint`: what joint_values gave for this layer, of value as (1,S,D); None: value is projected here.
+        """
         num_queries, d = query.shape
         m, levels, points = self.num_heads, self.num_levels, self.num_points
         read = -(-num_queries // levels)  # queries whose sampling points are read
@@ -43,8 +75,8 @@ class MultiScaleDeformableAttention(Module):
         logits = F.view(self.attention_weights(asking), (1, read, m, levels * points))
         reference = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))
         reference = F.expand(reference, (1, read, levels, reference.shape[-1]))  # (1,R,L,2|4)
-        value = F.view(self.value_proj(value), (1, value.shape[0], m, d // m))
+        values, first_head = joint or (F.view(self.value_proj(value), (1, value.shape[0], m, d // m)), 0)
         out = V.deformable_attention(
-            value, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None
+            values, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None, first_head
         )  # (1,Q,D)
         return self.output_proj(F.squeeze(out, 0))

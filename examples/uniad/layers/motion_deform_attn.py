@@ -5,6 +5,7 @@ Source: OpenDriveLab/UniAD, projects/mmdet3d_plugin/uniad/dense_heads/motion_hea
 
 from config import UniADConfig
 from layers.basic import FFN, LayerNorm, Linear, normalise_range
+from layers.deformable_attention import Joint
 from trtllm import Module, ModuleList, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
@@ -25,13 +26,16 @@ class MotionDeformableAttention(Module):
         self.output_proj = Sequential(Linear(config.predict_steps * d, d), LayerNorm(d), F.relu)
         self.config = config
 
-    def forward(self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor, joint: Joint | None = None
+    ) -> Tensor:
         """Attend around `goal`, then add the query (without its position) as residual.
 
         Args:
             query, query_pos: (R,D), a row for each mode of each agent.
             bev_embed: (B,D), index y * bev_w + x.
             goal: float32 (R,2), x, y of the last trajectory point in the ego's frame, metres.
+            joint: what deformable_attention.joint_values gave for this layer; None: bev_embed is projected here.
 
         Returns:
             (R,D).
@@ -44,10 +48,11 @@ class MotionDeformableAttention(Module):
         offsets = F.view(F.transpose(offsets, 1, 2), (1, rows * steps, heads, 1, points, 2))
         logits = F.view(self.attention_weights(placed), (rows, heads, steps, points))
         logits = F.view(F.transpose(logits, 1, 2), (1, rows * steps, heads, points))
-        value = F.view(self.value_proj(bev_embed), (1, c.bev_h * c.bev_w, heads, d // heads))
+        value, first = joint or (F.view(self.value_proj(bev_embed), (1, c.bev_h * c.bev_w, heads, d // heads)), 0)
         reference = F.view(normalise_range(goal, c.pc_range), (1, rows, 1, 2))
         reference = F.repeat_interleave(reference, steps, 1)  # (1,R*steps,1,2)
-        out = V.deformable_attention(value, reference, offsets, logits, [(c.bev_h, c.bev_w)])  # (1,R*steps,D)
+        shapes = [(c.bev_h, c.bev_w)]
+        out = V.deformable_attention(value, reference, offsets, logits, shapes, first_head=first)  # (1,R*steps,D)
         return query + self.output_proj(F.view(out, (rows, steps * d)))
 
 
@@ -61,6 +66,8 @@ class MotionTransformerAttentionLayer(Module):
         self.ffns = ModuleList([FFN(d, config.feedforward_channels)])
         self.norms = ModuleList([LayerNorm(d), LayerNorm(d)])
 
-    def forward(self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor) -> Tensor:
-        x = self.norms[0](self.attentions[0](query, query_pos, bev_embed, goal))
+    def forward(
+        self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, goal: Tensor, joint: Joint | None = None
+    ) -> Tensor:
+        x = self.norms[0](self.attentions[0](query, query_pos, bev_embed, goal, joint))
         return self.norms[1](x + self.ffns[0](x))

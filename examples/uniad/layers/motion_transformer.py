@@ -15,6 +15,7 @@ import numpy as np
 
 from config import UniADConfig
 from layers.basic import TransformerDecoderLayer, TransformerEncoderLayer, mlp
+from layers.deformable_attention import joint_values
 from layers.motion_deform_attn import MotionTransformerAttentionLayer
 from trtllm import Module, ModuleList, Tensor, net_dtype, tap
 from trtllm import functional as F
@@ -113,6 +114,7 @@ class MotionTransformerDecoder(Module):
         self.in_query_fuser = mlp(2 * d, 2 * d, d)
         self.out_query_fuser = mlp(4 * d, 2 * d, d)
         self.num_layers, self.predict_steps = config.motion_num_layers, config.predict_steps
+        self.num_heads, self.bev_shape = config.num_heads, (config.bev_h, config.bev_w)
 
     def forward(
         self,
@@ -158,6 +160,9 @@ class MotionTransformerDecoder(Module):
         blocked = F.view(F.not_op(valid), (1, 1, n))
         static_intention = embedding.agent + embedding.offset + learnable_embed
         query_embed = F.expand(F.constant(np.zeros((1, d)), net_dtype()), (rows, d))
+        projections = [layer.attentions[0].value_proj for layer in self.bev_interaction_layers]
+        features = F.unsqueeze(bev_embed, 0)  # (1,B,D)
+        joints = joint_values("deformable_attention", projections, features, self.num_heads, [self.bev_shape])
         for layer, traj_reg_branch in enumerate(traj_reg_branches):
             dynamic = self.dynamic_embed_fuser(F.concat([embedding.agent, embedding.offset, embedding.ego], -1))
             intention = self.static_dynamic_fuser(F.concat([static_intention, dynamic], -1))
@@ -166,7 +171,7 @@ class MotionTransformerDecoder(Module):
             placed = query_embed + query_pos
             of_agents = self.track_agent_interaction_layers[layer](placed, agent_memory, modes, blocked)
             of_map = self.map_interaction_layers[layer](placed, map_memory, modes)
-            of_bev = self.bev_interaction_layers[layer](query_embed, query_pos, bev_embed, ego_goal)
+            of_bev = self.bev_interaction_layers[layer](query_embed, query_pos, bev_embed, ego_goal, joints[layer])
             query_embed = self.out_query_fuser(F.concat([of_agents, of_map, of_bev, agent_embed], -1))
 
             # Metres stay in float32: float16 would round a point at 40 m to 3 cm, and the sum over steps more.

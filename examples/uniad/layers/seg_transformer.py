@@ -9,7 +9,7 @@ import numpy as np
 
 from config import UniADConfig
 from layers.basic import FFN, LayerNorm, Linear, MmcvMultiheadAttention
-from layers.deformable_attention import MultiScaleDeformableAttention
+from layers.deformable_attention import Joint, MultiScaleDeformableAttention, joint_values
 from trtllm import Module, ModuleList, Parameter, Tensor, net_dtype
 from trtllm import functional as F
 from trtllm import vision as V
@@ -67,9 +67,12 @@ class DecoderLayer(Module):
         self.norms = ModuleList([LayerNorm(d), LayerNorm(d), LayerNorm(d)])
         self.spatial_shape = (config.bev_h, config.bev_w)
 
-    def forward(self, query: Tensor, query_pos: Tensor, memory: Tensor, reference_points: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, query_pos: Tensor, memory: Tensor, reference_points: Tensor, joint: Joint | None = None
+    ) -> Tensor:
+        """Arguments as the decoder's; `joint` as MultiScaleDeformableAttention's. -> (Q,D)."""
         query = self.norms[0](self.attentions[0](query, query, query, query_pos, query_pos))
-        seen = self.attentions[1](query, query_pos, memory, reference_points, self.spatial_shape)  # (Q,D)
+        seen = self.attentions[1](query, query_pos, memory, reference_points, self.spatial_shape, joint)  # (Q,D)
         query = self.norms[1](query + seen)
         return self.norms[2](query + self.ffns[0](query))
 
@@ -95,6 +98,7 @@ class Decoder(Module):
     def __init__(self, config: UniADConfig):
         super().__init__()
         self.layers = ModuleList([DecoderLayer(config) for _ in range(config.seg_decoder_num_layers)])
+        self.config = config
 
     def forward(
         self, query: Tensor, query_pos: Tensor, memory: Tensor, reference_points: Tensor, reg_branches: ModuleList
@@ -110,9 +114,11 @@ class Decoder(Module):
         Returns:
             the last layer's queries (Q,D), and each layer's box: float32 (Q,4) centre x, y, width, height in [0,1].
         """
-        boxes = []
-        for layer, reg_branch in zip(self.layers, reg_branches):
-            query = layer(query, query_pos, memory, reference_points)
+        boxes, projections = [], [layer.attentions[1].value_proj for layer in self.layers]
+        heads, shape = self.config.num_heads, (self.config.bev_h, self.config.bev_w)
+        joints = joint_values("deformable_attention", projections, F.unsqueeze(memory, 0), heads, [shape])
+        for layer, reg_branch, joint in zip(self.layers, reg_branches, joints):
+            query = layer(query, query_pos, memory, reference_points, joint)
             logits = V.inverse_sigmoid(reference_points)  # (Q,2) before the first layer, (Q,4) after
             logits = F.pad(logits, (0, 4 - logits.shape[1]))  # (Q,4)
             # Positions are float32: float16 would round them to 1/10 of a cell.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from config import UniADConfig
 from layers.basic import FFN, LayerNorm, MmcvMultiheadAttention
-from layers.deformable_attention import MultiScaleDeformableAttention
+from layers.deformable_attention import Joint, MultiScaleDeformableAttention, joint_values
 from trtllm import Module, ModuleList, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
@@ -32,10 +32,17 @@ class DetrTransformerDecoderLayer(Module):
         self.bev_shape = (config.bev_h, config.bev_w)
 
     def forward(
-        self, query: Tensor, query_pos: Tensor, bev_embed: Tensor, reference_points: Tensor, empty: Tensor
+        self,
+        query: Tensor,
+        query_pos: Tensor,
+        bev_embed: Tensor,
+        reference_points: Tensor,
+        empty: Tensor,
+        joint: Joint | None = None,
     ) -> Tensor:
+        """Arguments as the decoder's; `joint` as MultiScaleDeformableAttention's. -> (N,D)."""
         x = self.norms[0](self.attentions[0](query, query, query, query_pos, query_pos, empty))
-        x = self.norms[1](x + self.attentions[1](x, query_pos, bev_embed, reference_points, self.bev_shape))
+        x = self.norms[1](x + self.attentions[1](x, query_pos, bev_embed, reference_points, self.bev_shape, joint))
         return self.norms[2](x + self.ffns[0](x))
 
 
@@ -45,6 +52,7 @@ class DetectionTransformerDecoder(Module):
     def __init__(self, config: UniADConfig):
         super().__init__()
         self.layers = ModuleList([DetrTransformerDecoderLayer(config) for _ in range(config.decoder_num_layers)])
+        self.config = config
 
     def forward(
         self,
@@ -70,8 +78,11 @@ class DetectionTransformerDecoder(Module):
             (N,3), which are also the centres of that layer's boxes.
         """
         states, codes, references = [], [], []
-        for layer, reg_branch in zip(self.layers, reg_branches):
-            query = layer(query, query_pos, bev_embed, F.narrow(reference_points, 1, 0, 2), empty)
+        heads, shape = self.config.num_heads, (self.config.bev_h, self.config.bev_w)
+        projections = [layer.attentions[1].value_proj for layer in self.layers]
+        joints = joint_values("deformable_attention", projections, F.unsqueeze(bev_embed, 0), heads, [shape])
+        for layer, reg_branch, joint in zip(self.layers, reg_branches, joints):
+            query = layer(query, query_pos, bev_embed, F.narrow(reference_points, 1, 0, 2), empty, joint)
             # Reference points stay in float32: float16 would step by 0.05 m at the far end of the range.
             code = F.cast(reg_branch(query), "float32")
             step = F.concat([F.narrow(code, 1, 0, 2), F.narrow(code, 1, 4, 1)], 1)  # (N,3): x, y and z (code 4)

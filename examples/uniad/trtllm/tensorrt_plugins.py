@@ -213,9 +213,16 @@ class PluginExecutor(TensorRTExecutor):
         return Tensor(self._plugin("UniADAfter", "after", inputs, x.dtype), x.dtype, x.shape)
 
     def deformable_attention(
-        self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shapes, num_queries
+        self,
+        value: Tensor,
+        reference_points: Tensor,
+        offsets: Tensor,
+        logits: Tensor,
+        spatial_shapes,
+        num_queries,
+        first_head,
     ):
-        if "deformable_attention" not in self.plugins or not _fits(value.shape[3], spatial_shapes):
+        if not self.joint_values("deformable_attention", value.shape[3], spatial_shapes):
             return None
         points, shape = reference_points.handle, (value.shape[0], *reference_points.shape[1:])
         points = points if shape == reference_points.shape else self.expand(points, shape)
@@ -227,13 +234,14 @@ class PluginExecutor(TensorRTExecutor):
             value.dtype,
             spatial_shapes=spatial_shapes,
             num_queries=num_queries or 0,
+            first_head=first_head,
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
 
     def temporal_attention(
         self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shape
     ):
-        if "temporal_attention" not in self.plugins or not _fits(value.shape[3], [spatial_shape]):
+        if not self.joint_values("temporal_attention", value.shape[3], [spatial_shape]):
             return None
         inputs = [value.handle, reference_points.handle, *(self._as(x, value.dtype) for x in (offsets, logits))]
         handle = self._plugin(
@@ -246,9 +254,10 @@ class PluginExecutor(TensorRTExecutor):
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
 
-    def joint_camera_values(self, channels: int, spatial_shapes) -> bool:
-        """Whether camera_cross_attention is a plugin, which reads its heads out of those of all layers."""
-        return "camera_cross_attention" in self.plugins and _fits(channels, spatial_shapes)
+    def joint_values(self, operation: str, channels: int, spatial_shapes) -> bool:
+        """Whether an attention is a plugin, which reads its heads out of those of all layers; there are kernels for few
+        sizes."""
+        return operation in self.plugins and channels in (16, 32) and len(spatial_shapes) <= MAX_LEVELS
 
     def camera_cross_attention(
         self,
@@ -260,7 +269,7 @@ class PluginExecutor(TensorRTExecutor):
         spatial_shapes,
         first_head,
     ):
-        if not self.joint_camera_values(value.shape[3], spatial_shapes):
+        if not self.joint_values("camera_cross_attention", value.shape[3], spatial_shapes):
             return None
         queries, side = visible.shape[1], math.isqrt(visible.shape[1])
         key = ("as int32", visible.handle.name)  # the same mask in every layer: cast once
@@ -393,8 +402,3 @@ class PluginExecutor(TensorRTExecutor):
         """A large output is a copy of its own: as part of a compiled region it would change its type on the way."""
         large = tensor.dtype in FLOATS and math.prod(tensor.shape) >= LARGE_OUTPUT
         self._mark(self.after(tensor, None).handle if large else self._copied(tensor), tensor.dtype, name)
-
-
-def _fits(channels: int, spatial_shapes: Sequence[tuple[int, int]]) -> bool:
-    """Whether there is an attention kernel for so many channels of a head and these maps."""
-    return channels in (16, 32) and len(spatial_shapes) <= MAX_LEVELS

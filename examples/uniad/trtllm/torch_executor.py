@@ -218,11 +218,12 @@ class TorchCPUExecutor(TorchExecutor):
             bias = bias.view((1,) * (4 - bias.dim()) + bias.shape)
         return make(TF.scaled_dot_product_attention(q, k, v, bias).view(query.shape), "float32")
 
-    def deformable_attention(self, value, reference_points, offsets, logits, spatial_shapes, num_queries):
+    def deformable_attention(self, value, reference_points, offsets, logits, spatial_shapes, num_queries, first_head):
         if value.dtype != "float32":
             return None
         locations, weights = vision.sampling_points(reference_points, offsets, logits, spatial_shapes, num_queries)
-        triples = zip(value.handle, locations.handle, weights.handle)
+        heads = value.handle[:, :, first_head : first_head + offsets.shape[2]]  # (B,S,M,C), a view
+        triples = zip(heads, locations.handle, weights.handle)
         return make(torch.stack([LevelTable(v, spatial_shapes).sample(at, by) for v, at, by in triples]), "float32")
 
     def temporal_attention(self, value, reference_points, offsets, logits, spatial_shape):

@@ -253,11 +253,13 @@ def deformable_attention(
     attention_logits: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
     num_queries: int | None = None,
+    first_head: int = 0,
 ) -> Tensor:
     """Multi-scale deformable attention (Zhu et al. 2021) with softmax and reference points inside.
 
     Args:
-        value: (B,S,M,C) with S the sum of h*w over `spatial_shapes`, M heads.
+        value: (B,S,M,C) with S the sum of h*w over `spatial_shapes`, M heads; or (B,S,H,C) with more, those of other
+            layers too, of which the heads [first_head, first_head + M) are read.
         reference_points: float32 (B,Q,L,2) x, y in [0,1], or (B,Q,L,4) with width and height after them; B may be 1
             where all maps have the same.
         sampling_offsets: (B,Q,M,L,P,2), in cells (2-d references) or in halves of width and height over P (4-d).
@@ -270,7 +272,11 @@ def deformable_attention(
 
     Returns:
         (B, num_queries or Q, M*C), in value's type.
+
+    Raises:
+        ValueError: value does not have these heads.
     """
+    _check_heads("deformable_attention", sampling_offsets.shape[2], first_head, value.shape[2])
     custom = offered(
         "deformable_attention",
         value,
@@ -279,13 +285,20 @@ def deformable_attention(
         attention_logits,
         spatial_shapes=tuple(spatial_shapes),
         num_queries=num_queries,
+        first_head=first_head,
     )
     if custom is not None:
         return custom
     locations, weights = sampling_points(
         reference_points, sampling_offsets, attention_logits, spatial_shapes, num_queries
     )
+    value = F.narrow(value, 2, first_head, sampling_offsets.shape[2])  # (B,S,M,C)
     return after(sample_levels(value, locations, weights, spatial_shapes))
+
+
+def _check_heads(operation: str, heads: int, first_head: int, value_heads: int) -> None:
+    if first_head < 0 or first_head + heads > value_heads:
+        raise ValueError(f"{operation}: {heads} heads from {first_head} of {value_heads}")
 
 
 def sampling_points(
@@ -404,10 +417,7 @@ def camera_cross_attention(
     Raises:
         ValueError: value does not have these heads.
     """
-    if first_head < 0 or first_head + sampling_offsets.shape[1] > value.shape[2]:
-        raise ValueError(
-            f"camera_cross_attention: {sampling_offsets.shape[1]} heads from {first_head} of {value.shape[2]}"
-        )
+    _check_heads("camera_cross_attention", sampling_offsets.shape[1], first_head, value.shape[2])
     custom = offered(
         "camera_cross_attention",
         value,

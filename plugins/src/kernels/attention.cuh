@@ -194,7 +194,7 @@ UNIAD_HD void deformable_attention_thread(const UniadDeformableAttention& a, int
     const int walked = SizesOf::kWalked ? SizesOf::kWalked : (a.flat_buffer ? 1 : a.levels);
     const int points = SizesOf::kPoints ? SizesOf::kPoints : a.points;
     const int weights = SizesOf::kWeights ? SizesOf::kWeights : a.levels * a.points;
-    const int cell_stride = a.heads * Channels, channel = at.head * Channels + at.lane * Sum::kVector;
+    const int cell_stride = a.value_heads * Channels, channel = at.lane * Sum::kVector;  // of a head
     const int pair = at.query * a.heads + at.head;
 
     Sum sum;
@@ -218,7 +218,8 @@ UNIAD_HD void deformable_attention_thread(const UniadDeformableAttention& a, int
             static_cast<const T*>(a.offsets) + (static_cast<int64_t>(softmax) * weights + first * points) * 2;
         const Softmax scale = softmax_over<T, kGroup>(logits, weights);
         logits += first * points;
-        const T* cells = static_cast<const T*>(a.value) + static_cast<int64_t>(map) * a.cells * cell_stride + channel;
+        const T* cells = static_cast<const T*>(a.value) + static_cast<int64_t>(map) * a.cells * cell_stride +
+                         (a.first_head + at.head) * Channels + channel;
 #pragma unroll
         for (int level = 0; level < walked; ++level) {
             const int height = a.height[level], width = a.width[level];
@@ -252,7 +253,7 @@ UNIAD_HD void deformable_attention_thread(const UniadDeformableAttention& a, int
         }
     }
     const int64_t row = a.mean ? at.query : static_cast<int64_t>(block_z) * a.queries + at.query;
-    sum.write(static_cast<T*>(a.out) + row * cell_stride + channel, a.mean ? 1.0f / static_cast<float>(a.batch) : 1.0f);
+    sum.write(static_cast<T*>(a.out) + (row * a.heads + at.head) * Channels + channel, a.mean ? 1.0f / static_cast<float>(a.batch) : 1.0f);
 }
 
 /// One thread of camera cross-attention; see UniadCameraAttention. Anchors 0: any number, read from the arguments.
@@ -427,7 +428,8 @@ int dispatch(const Arguments& a, int type, int variant, const Run& run) {
 template <typename Run>
 int run_deformable_attention(const UniadDeformableAttention& a, int type, int variant, const Run& run) {
     const bool known = a.maps >= 1 && a.maps <= UNIAD_MAX_LEVELS && a.maps == (a.flat_buffer ? 1 : a.levels) &&
-                       (a.reference_size == 2 || a.reference_size == 4) && !(a.flat_buffer && a.mean);
+                       (a.reference_size == 2 || a.reference_size == 4) && !(a.flat_buffer && a.mean) &&
+                       a.first_head >= 0 && a.first_head + a.heads <= a.value_heads;
     return known ? dispatch(a, type, variant, run) : kUnsupported;
 }
 
