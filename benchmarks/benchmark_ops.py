@@ -251,6 +251,22 @@ def norm_operation(library) -> Operation:
         composed("add_layer_norm"), (40000, 256), 0.0)  # fmt: skip
 
 
+def images_operation(library) -> Operation:
+    """The camera images as the stem convolution reads them; its composition takes uint8 and leaves out the layout."""
+
+    def normalise(library, case, out, variant):
+        kernel_calls.normalise_images(library, **case, out=out)
+
+    def normalise_composed(case: cases.Case):
+        x = (case["img"].float() - torch.tensor(case["mean"], device=DEVICE)).permute(0, 3, 1, 2).half()
+        return torch.nn.functional.pad(x, (0, 0, 0, 28))
+
+    return Operation(
+        "normalised images, 6 x 900 x 1600", 0.1,
+        lambda: cases.images_case(torch.float16, DEVICE, 6, (900, 1600), (928, 1600)), normalise,
+        normalise_composed, (6, 928, 1600, 8), 0.0)  # fmt: skip
+
+
 def plain_convolutions() -> dict[str, float]:
     """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
     times = {}
@@ -333,6 +349,7 @@ def main() -> None:
         todo += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
         todo += [(operation, [0]) for operation in matrix_operations(library)]
         todo += [(merge_operation(library), [0]), (rotate_operation(library), [0]), (norm_operation(library), [0])]
+        todo += [(images_operation(library), [0])]
         rows = [measure(operation, library, tried, copy_rate, matrix_rate) for operation, tried in todo]
         plain = plain_convolutions()
     result = {

@@ -99,6 +99,16 @@ class Rotate(ctypes.Structure):
     ]
 
 
+class NormaliseImages(ctypes.Structure):
+    """UniadNormaliseImages."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "out")),
+        *((name, ctypes.c_int) for name in ("images", "height", "width", "out_height", "out_width")),
+        ("mean", ctypes.c_float * 3),
+    ]
+
+
 class AddLayerNorm(ctypes.Structure):
     """UniadAddLayerNorm."""
 
@@ -400,6 +410,34 @@ def rotate_nearest(
         channels=input.shape[1],
     )
     _call(library, "uniad_rotate", arguments, input, TYPES[input.dtype])
+    return out
+
+
+def normalised_shape(img: torch.Tensor, size: tuple[int, int]) -> tuple[int, ...]:
+    """Of what normalise_images gives for (N,H,W,3)."""
+    return (len(img), *size, 8) if img.dtype == torch.float16 else (len(img), 3, *size)
+
+
+def normalise_images(
+    library: ctypes.CDLL,
+    img: torch.Tensor,
+    mean: Sequence[float],
+    size: tuple[int, int],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """layers.resnet.normalise_images: (N,H,W,3) -> float32 (N,3,H',W'), or float16 (N,H',W',8)."""
+    out = poisoned(normalised_shape(img, size), img) if out is None else out
+    arguments = NormaliseImages(
+        input=_pointer(img),
+        out=_pointer(out),
+        images=img.shape[0],
+        height=img.shape[1],
+        width=img.shape[2],
+        out_height=size[0],
+        out_width=size[1],
+        mean=tuple(mean),
+    )
+    _call(library, "uniad_normalise_images", arguments, img, TYPES[img.dtype])
     return out
 
 

@@ -6,6 +6,7 @@
 #include "kernels/deform_conv.cuh"
 #include "kernels/layer_norm.cuh"
 #include "kernels/merge_masks.cuh"
+#include "kernels/normalise_images.cuh"
 #include "kernels/point_sampling.cuh"
 #include "kernels/propagate.cuh"
 #include "kernels/rotate.cuh"
@@ -222,6 +223,14 @@ extern "C" int uniad_propagate(const UniadPropagate* a, void*) {
         uniad::propagate_point(*a, track);
     }
     return a->tracks > 0 ? 0 : uniad::kUnsupported;
+}
+
+extern "C" int uniad_normalise_images(const UniadNormaliseImages* a, int type, void*) {
+    const int pixels = uniad::normalised_pixels(*a);
+    for (int index = 0; index < pixels; ++index) {
+        type == UNIAD_FLOAT16 ? uniad::normalise_pixel<half_t>(*a, index) : uniad::normalise_pixel<float>(*a, index);
+    }
+    return pixels > 0 ? 0 : uniad::kUnsupported;
 }
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {

@@ -30,6 +30,7 @@ from config import load_config
 from layers.basic import memory_attention
 from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.occ_head import likeliest_instance
+from layers.resnet import normalise_images
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
 from layers.track_life_cycle import EgoMotion, propagate
@@ -610,6 +611,18 @@ CAMERAS = normal(6, 4, 4, scale=8.0)
 CAMERAS[:, 2] = half([0.05, -0.03, 0.1, 60])  # the depth: no point is near the camera's plane
 case("point_sampling", lambda m: point_sampling(m, SMALL)[0], lambda t, m: projected(t, m, SMALL),
      lambda m: point_sampling(-m, SMALL)[0], CAMERAS, islands=(0,), tolerance=(1e-5, 5e-3))
+
+PIXELS = ints(256, 6, 5, 9, 3).astype(np.uint8)
+PICTURE = SMALL.replace(image_height=5, image_width=9)  # padded to multiples of 32
+
+
+def normalised(t, x):
+    size = (0, PICTURE.padded_width - 9, 0, PICTURE.padded_height - 5)
+    return t.nn.functional.pad((x.float() - t.tensor(PICTURE.image_mean)).permute(0, 3, 1, 2), size)
+
+
+case("normalise_images", lambda x: normalise_images(x, PICTURE), normalised,
+     lambda x: normalise_images(x, PICTURE.replace(image_mean=PICTURE.image_mean[::-1])), PIXELS)
 
 TURN, BACK = (half([[c, s, 0], [-s, c, 0], [0, 0, 1]]) for c, s in ((0.8, 0.6), (0.78125, -0.625)))
 MOTION = (TURN, half([20, -31, 1]), half([22, -28.5, 1.25]), BACK, half([0.5]))

@@ -12,6 +12,7 @@ from support import max_error
 from layers.basic import memory_attention
 from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.occ_head import likeliest_instance
+from layers.resnet import normalise_images
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
 from layers.track_life_cycle import propagate
@@ -61,7 +62,8 @@ HELPERS = ("make", "axis", "offered", "default_net")
 OF_LAYERS = {
     f.__name__: f
     for f in (
-        attention_masks, likeliest_instance, memory_attention, merge_masks, point_sampling, propagate, rotate_nearest
+        attention_masks, likeliest_instance, memory_attention, merge_masks, normalise_images, point_sampling, propagate,
+        rotate_nearest,
     )
 }  # fmt: skip
 

@@ -175,6 +175,9 @@ def test_executor():
     assert turn == ("UniADRotate", [(60, 32), (2, 3)], {"height": 6, "width": 10})
     executor.propagate(*(tensor("float32", 5, 3) for _ in range(7)), low=(-1.0,) * 3, size=(2.0,) * 3)
     assert executor.recorded[-1] == ("UniADPropagate", [(5, 3)] * 7, {"low": (-1.0,) * 3, "size": (2.0,) * 3})
+    executor.normalise_images(tensor("uint8", 6, 90, 160, 3), mean=(1, 2, 3.5), size=(96, 160), dtype=half)
+    attributes = {"out_height": 96, "out_width": 160, "mean": [1.0, 2.0, 3.5]}
+    assert executor.recorded[-1] == ("UniADNormaliseImages", [(6, 90, 160, 3)], attributes)
     for residual, kind in ((tensor(half, 2000, 256), "UniADAddLayerNorm"), (None, "UniADLayerNorm")):
         vectors = [tensor(half, 256, array=np.ones(256, np.float16)) for _ in range(2)]
         with net_guard(Network(executor, half)):
@@ -222,6 +225,7 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for count, pixels, classes in ((1025, 1600, 3), (100, 262145, 3), (100, 1600, 65)):
         assert executor.merge_masks(tensor("float32", count, pixels), *vectors, classes, 0.1) is None
     assert executor.merge_masks(tensor("float32", 1024, 262144), *vectors, 64, 0.1) is not None
+    assert executor.normalise_images(tensor("uint8", 6, 9, 16, 3), (1, 2, 3), (9, 16), "float16") is None
     camera = "camera_cross_attention"
     assert not executor.joint_values(camera, 32, [(6, 10)])
     executor.plugins = frozenset([camera])

@@ -27,7 +27,7 @@ from support import ROOT, assert_close, golden, noise_floor
 
 from trtllm.functional import make
 from trtllm.tensorrt_plugins import COMMON_LAYOUT, HOPPER_LAYOUT, pack_deform_weight
-from trtllm.torch_executor import TorchExecutor
+from trtllm.torch_executor import TORCH, TorchExecutor
 
 INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
 CUDA = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
@@ -104,6 +104,13 @@ class HostKernels(TorchExecutor):
 
     def propagate(self, *tensors, low, size):
         return self._run(kernel_calls.propagate, tensors, low=low, size=size)
+
+    def normalise_images(self, img, mean, size, dtype):
+        self.calls["normalise_images"] += 1
+        pixels = img.handle.to(TORCH[dtype]).contiguous()
+        out = kernel_calls.normalise_images(self.library, pixels, mean, size)
+        out = out.permute(0, 3, 1, 2)[:, :3] if dtype == "float16" else out
+        return make(out, dtype)
 
     def add_layer_norm(self, x, residual, weight, bias, eps):
         self.calls["add_layer_norm"] += 1
@@ -577,6 +584,43 @@ def test_norm_sizes_that_are_refused(library):
         case = cases.norm_case(torch.float16, "cpu", 2, channels)
         with pytest.raises(RuntimeError, match="uniad_add_layer_norm: error 1"):
             kernel_calls.add_layer_norm(library, **case)
+
+
+IMAGES = [(6, (7, 11), (8, 16)), (2, (5, 3), (5, 3)), (1, (1, 1), (1, 9)), (3, (33, 40), (64, 40))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("count", "shape", "size"), IMAGES)
+def test_normalise_images(library, count, shape, size, dtype):
+    """Bit by bit, zeros in the padding and in the channels beyond the third; nothing is written behind them."""
+    torch.manual_seed(13)
+    case = cases.images_case(dtype, "cpu", count, shape, size)
+    expected = cases.images_reference(**case)
+    memory = kernel_calls.poisoned((expected.numel() + 64,), case["img"])
+    out = kernel_calls.normalise_images(library, **case, out=memory[: expected.numel()].view(expected.shape))
+    assert torch.equal(out, expected) and memory[expected.numel() :].isnan().all()
+    broken = kernel_calls.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
+    assert not torch.equal(broken, expected), "RGB's mean"
+    with pytest.raises(RuntimeError, match="uniad_normalise_images: error 1"):
+        kernel_calls.normalise_images(library, **{**case, "size": (shape[0] - 1, size[1])})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_normalised_images_of_a_network(kernels, monkeypatch, dtype):
+    """The recorded frame's and padded ones by the kernel; in both types to the bit what the composition gives."""
+    test_backbone.test_normalised_images_are_exact()
+    test_backbone.test_padding_comes_after_normalisation()
+    assert kernels.calls["normalise_images"] == 3
+    config = test_backbone.tiny_config().replace(image_height=100, image_width=200)
+    pixels = test_backbone.tiny_frame(0)["in.img_u8"][:, :100, :200]
+    results = []
+    for method in (HostKernels.normalise_images, None):
+        monkeypatch.setattr(HostKernels, "normalise_images", method)
+        with network_support.torch_network(dtype):
+            img = test_backbone.normalise_images(network_support.const(pixels), config)
+            assert (img.dtype, img.shape) == (dtype, (6, 3, 128, 224))
+            results.append(img.handle)
+    assert torch.equal(*results)
 
 
 def test_norms_of_the_encoders(kernels):

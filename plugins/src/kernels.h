@@ -206,6 +206,16 @@ typedef struct UniadAddLayerNorm {
     float eps;
 } UniadAddLayerNorm;
 
+/* Images (N,H,W,3) of numbers from 0 to 255, less the mean of each channel, in float32 and rounded once, with zeros below
+ * and at the right -> float32: (N,3,H',W'); float16: (N,H',W',8), zeros in the last five channels. */
+typedef struct UniadNormaliseImages {
+    const void* input;
+    void* out;
+    int images, height, width; /* N, H, W */
+    int out_height, out_width; /* H', W' */
+    float mean[3];
+} UniadNormaliseImages;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -224,6 +234,7 @@ UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes)
 UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
 UNIAD_API int uniad_propagate(const UniadPropagate* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
+UNIAD_API int uniad_normalise_images(const UniadNormaliseImages* arguments, int type, void* stream);
 UNIAD_API int uniad_add_layer_norm(const UniadAddLayerNorm* arguments, int type, void* stream);
 
 UNIAD_API int uniad_memory_attention(const UniadMemoryAttention* arguments, void* stream);

@@ -195,5 +195,6 @@ nvinfer1::IPluginCreator* propagateCreator();
 nvinfer1::IPluginCreator* rotateCreator();
 nvinfer1::IPluginCreator* addLayerNormCreator();
 nvinfer1::IPluginCreator* layerNormCreator();
+nvinfer1::IPluginCreator* normaliseImagesCreator();
 
 }  // namespace uniad

@@ -306,6 +306,24 @@ def check_rotate(checks: Checks, library, small: bool) -> None:
         checks.must_differ(f"{name}, larger", broken, expected.double())
 
 
+def check_images(checks: Checks, library, small: bool) -> None:
+    """Bit by bit."""
+    sizes = [(6, (7, 11), (32, 32)), (2, (5, 3), (5, 3)), (6, (256, 448), (256, 448))]
+    sizes += [] if small else [(6, (900, 1600), (928, 1600))]
+    for count, shape, size in sizes:
+        for dtype in (torch.float32, torch.float16):
+            case = cases.images_case(dtype, DEVICE, count, shape, size)
+            expected = cases.images_reference(**case)
+            buffer = kernel_calls.poisoned((expected.numel() + GUARD,), expected)
+            out = buffer[: expected.numel()].view(expected.shape)
+            kernel_calls.normalise_images(library, **case, out=out)
+            wrong, guarded = int((out != expected).sum()), bool(torch.isnan(buffer[expected.numel() :]).all())
+            name = f"{count} images {shape} padded to {size} {str(dtype)[6:]}"
+            checks.report(name, not wrong and guarded, f"{wrong} elements differ")
+        broken = kernel_calls.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
+        checks.must_differ(f"{name}, RGB's mean", broken, expected.double())
+
+
 def check_norm(checks: Checks, library, small: bool) -> None:
     sizes = [(1600, 128), (7, 256), (1, 8), (33, 48), (100, 1024), (5, 1000)]
     sizes += [] if small else [(40000, 256)]
@@ -354,6 +372,7 @@ def main() -> int:
         check_merge(checks, library, options.small)
         check_rotate(checks, library, options.small)
         check_norm(checks, library, options.small)
+        check_images(checks, library, options.small)
         check_point_sampling(checks, library, options.small)
         check_propagate(checks, library)
         check_matrix_kernels(checks, library, options.small)

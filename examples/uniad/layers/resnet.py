@@ -19,11 +19,15 @@ EXPANSION = 4  # a bottleneck's output channels over its inner ones
 
 def normalise_images(img: Tensor, config: UniADConfig) -> Tensor:
     """uint8 (6,H,W,3) BGR, unpadded -> network type (6,3,H',W'), mean removed, then zero-padded at bottom and right."""
+    size = (config.padded_height, config.padded_width)
+    custom = V.offered("normalise_images", img, mean=config.image_mean, size=size, dtype=net_dtype())
+    if custom is not None:
+        return custom
     mean = F.constant(np.asarray(config.image_mean, np.float32))
     # Subtracted in float32: in float16 both the mean and the difference would be rounded.
     x = F.cast(img, "float32") - mean  # (6,H,W,3)
     x = F.cast(F.permute(x, (0, 3, 1, 2)), net_dtype())  # (6,3,H,W)
-    below, right = config.padded_height - config.image_height, config.padded_width - config.image_width
+    below, right = size[0] - config.image_height, size[1] - config.image_width
     # The original pads after normalisation, so the padding is 0 and not minus the mean.
     return F.pad(x, (0, right, 0, below)) if below or right else x  # (6,3,H',W')
 

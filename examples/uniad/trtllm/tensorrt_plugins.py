@@ -42,6 +42,7 @@ OPERATIONS = (
     "attention_masks",
     "occupancy",
     "add_layer_norm",
+    "normalise_images",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library
@@ -366,6 +367,15 @@ class PluginExecutor(TensorRTExecutor):
         affine = [self.constant(np.asarray(a, np.float32)) for a in arrays]
         handle = self._plugin(kind, "add_layer_norm", [t.handle for t in inputs] + affine, x.dtype, eps=float(eps))
         return Tensor(handle, x.dtype, x.shape)
+
+    def normalise_images(self, img: Tensor, mean: Sequence[float], size: tuple[int, int], dtype: str):
+        """In two steps, since plugins of 8.6 take no uint8: whole numbers up to 255 are exact in float16."""
+        if "normalise_images" not in self.plugins:
+            return None
+        (height, width), inputs = size, [self._as(img, dtype)]
+        attributes = {"out_height": height, "out_width": width, "mean": [float(x) for x in mean]}
+        handle = self._plugin("UniADNormaliseImages", "normalise_images", inputs, dtype, **attributes)
+        return Tensor(handle, dtype, self.shape_of(handle))
 
     def memory_attention(self, query: Tensor, memory: Tensor):
         few = memory.shape[0] < MANY_CELLS or query.shape[1] not in WIDTHS
