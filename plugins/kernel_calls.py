@@ -8,115 +8,25 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
+from kernel_structures import (
+    AddLayerNorm,
+    CameraAttention,
+    DeformableAttention,
+    DeformConv,
+    Levels,
+    MergeMasks,
+    NormaliseImages,
+    PointSampling,
+    Propagate,
+    Rotate,
+)
 
-MAX_LEVELS = 8
 VARIANTS = range(10)  # of the attention kernels, in a library built with UNIAD_VARIANTS
 CONV_VARIANTS = range(9)  # of the float16 deformable convolution with COMMON_LAYOUT; see conv_variants
 WIDE_VARIANT = 6  # for multiples of 512 channels
 COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # of its weight: UniadWeightLayout
 HALF_BLEND = {1, 6, 8}  # variants that add a point's corners in float16
 TYPES = {torch.float32: 0, torch.float16: 1}
-Levels = ctypes.c_int * MAX_LEVELS
-
-
-class DeformableAttention(ctypes.Structure):
-    """UniadDeformableAttention."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("value", "reference", "offsets", "logits", "out")),
-        *((name, ctypes.c_int) for name in ("batch", "cells", "heads", "channels", "value_heads", "first_head")),
-        *((name, ctypes.c_int) for name in ("queries", "source_queries")),
-        *((name, ctypes.c_int) for name in ("levels", "points", "reference_size", "maps")),
-        ("height", Levels),
-        ("width", Levels),
-        *((name, ctypes.c_int) for name in ("grid_width", "flat_buffer", "mean")),
-    ]
-
-
-class CameraAttention(ctypes.Structure):
-    """UniadCameraAttention."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("value", "reference", "visible", "offsets", "logits", "out")),
-        *((name, ctypes.c_int) for name in ("cameras", "cells", "heads", "channels", "value_heads", "first_head")),
-        *((name, ctypes.c_int) for name in ("queries", "anchors", "levels", "points")),
-        ("height", Levels),
-        ("width", Levels),
-        ("grid_width", ctypes.c_int),
-    ]
-
-
-class DeformConv(ctypes.Structure):
-    """UniadDeformConv."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "offset_mask", "weight", "bias", "out")),
-        *((name, ctypes.c_int) for name in ("batch", "channels", "height", "width")),
-        *((name, ctypes.c_int) for name in ("out_channels", "out_height", "out_width")),
-        *((name, ctypes.c_int) for name in ("stride", "padding", "relu")),
-        *((name, ctypes.c_int) for name in ("offset_image", "offset_channel", "offset_pixel")),
-        ("layout", ctypes.c_int),
-    ]
-
-
-class MergeMasks(ctypes.Structure):
-    """UniadMergeMasks."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("masks", "scores", "labels", "lane", "lane_score", "workspace")),
-        *((name, ctypes.c_int) for name in ("count", "pixels", "classes")),
-        ("quality_thresh", ctypes.c_float),
-    ]
-
-
-class PointSampling(ctypes.Structure):
-    """UniadPointSampling."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("lidar2img", "x", "y", "z", "reference", "visible")),
-        *((name, ctypes.c_int) for name in ("cameras", "cells", "anchors")),
-        *((name, ctypes.c_float) for name in ("width", "height", "min_depth")),
-    ]
-
-
-class Propagate(ctypes.Structure):
-    """UniadPropagate."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("ref_pts", "velocity", "l2g_r_prev", "l2g_t_prev", "l2g_t")),
-        *((name, ctypes.c_void_p) for name in ("l2g_r_inv", "time_delta", "out")),
-        ("tracks", ctypes.c_int),
-        *((name, ctypes.c_float * 3) for name in ("low", "size")),
-    ]
-
-
-class Rotate(ctypes.Structure):
-    """UniadRotate."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "matrix", "out")),
-        *((name, ctypes.c_int) for name in ("height", "width", "channels")),
-    ]
-
-
-class NormaliseImages(ctypes.Structure):
-    """UniadNormaliseImages."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "out")),
-        *((name, ctypes.c_int) for name in ("images", "height", "width", "out_height", "out_width")),
-        ("mean", ctypes.c_float * 3),
-    ]
-
-
-class AddLayerNorm(ctypes.Structure):
-    """UniadAddLayerNorm."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "residual", "gain", "shift", "out")),
-        *((name, ctypes.c_int) for name in ("rows", "channels")),
-        ("eps", ctypes.c_float),
-    ]
 
 
 def load(path) -> ctypes.CDLL:

@@ -7,34 +7,7 @@ import ctypes
 import torch
 from kernel_calls import _call, _pointer, poisoned
 from kernel_cases import Case
-
-
-class MemoryAttention(ctypes.Structure):
-    """UniadMemoryAttention."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "memory", "out", "workspace")),
-        *((name, ctypes.c_int) for name in ("rows", "cells", "width")),
-    ]
-
-
-class AttentionMasks(ctypes.Structure):
-    """UniadAttentionMasks."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key", "mix", "mix_bias", "sum", "sum_bias", "out")),
-        *((name, ctypes.c_int) for name in ("queries", "cells", "heads", "width")),
-    ]
-
-
-class Occupancy(ctypes.Structure):
-    """UniadOccupancy."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "state", "score", "out")),
-        *((name, ctypes.c_int) for name in ("steps", "instances", "cells", "width")),
-        ("threshold", ctypes.c_float),
-    ]
+from kernel_structures import AttentionMasks, MemoryAttention, Occupancy
 
 
 def attention_workspace(library: ctypes.CDLL, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import types
 
-import kernel_calls
+import kernel_structures
 import numpy as np
 import pytest
 from support import ROOT
@@ -290,7 +290,7 @@ def test_numbers_of_the_header():
     names = {"PLUGINS_VERSION": "VERSION"}
     assert len(defined) == 9
     assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
-    assert defined["MAX_LEVELS"] == kernel_calls.MAX_LEVELS
+    assert defined["MAX_LEVELS"] == kernel_structures.MAX_LEVELS
 
 
 class RecordingTensorRT:
