@@ -264,7 +264,7 @@ def images_operation(library) -> Operation:
     return Operation(
         "normalised images, 6 x 900 x 1600", 0.1,
         lambda: cases.images_case(torch.float16, DEVICE, 6, (900, 1600), (928, 1600)), normalise,
-        normalise_composed, (6, 928, 1600, 8), 0.0)  # fmt: skip
+        normalise_composed, (18, 928, 1600), 0.0)  # fmt: skip
 
 
 def plain_convolutions() -> dict[str, float]:

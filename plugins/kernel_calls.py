@@ -323,20 +323,16 @@ def rotate_nearest(
     return out
 
 
-def normalised_shape(img: torch.Tensor, size: tuple[int, int]) -> tuple[int, ...]:
-    """Of what normalise_images gives for (N,H,W,3)."""
-    return (len(img), *size, 8) if img.dtype == torch.float16 else (len(img), 3, *size)
-
-
 def normalise_images(
     library: ctypes.CDLL,
     img: torch.Tensor,
     mean: Sequence[float],
     size: tuple[int, int],
+    channels_last: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """layers.resnet.normalise_images: (N,H,W,3) -> float32 (N,3,H',W'), or float16 (N,H',W',8)."""
-    out = poisoned(normalised_shape(img, size), img) if out is None else out
+    """layers.resnet.normalise_images: (N,H,W,3) -> (N,3,H',W'), or float16 (N,H',W',8) with channels_last."""
+    out = poisoned((len(img), *size, 8) if channels_last else (len(img), 3, *size), img) if out is None else out
     arguments = NormaliseImages(
         input=_pointer(img),
         out=_pointer(out),
@@ -345,6 +341,7 @@ def normalise_images(
         width=img.shape[2],
         out_height=size[0],
         out_width=size[1],
+        channels_last=channels_last,
         mean=tuple(mean),
     )
     _call(library, "uniad_normalise_images", arguments, img, TYPES[img.dtype])

@@ -339,17 +339,19 @@ def rotate_reference(input: torch.Tensor, matrix: torch.Tensor, shape: tuple[int
 MEAN = (103.53, 116.28, 123.675)  # image_mean of the configurations
 
 
-def images_case(dtype: torch.dtype, device, count: int, shape: tuple[int, int], size: tuple[int, int]) -> Case:
+def images_case(
+    dtype: torch.dtype, device, count: int, shape: tuple[int, int], size: tuple[int, int], channels_last: bool = False
+) -> Case:
     """Arguments of kernel_calls.normalise_images: images of h x w pixels, padded to `size`."""
     pixels = torch.randint(256, (count, *shape, 3), dtype=torch.int32)  # the same for every device
-    return {"img": pixels.to(dtype).to(device), "mean": MEAN, "size": size}
+    return {"img": pixels.to(dtype).to(device), "mean": MEAN, "size": size, "channels_last": channels_last}
 
 
-def images_reference(img: torch.Tensor, mean, size: tuple[int, int]) -> torch.Tensor:
+def images_reference(img: torch.Tensor, mean, size: tuple[int, int], channels_last: bool) -> torch.Tensor:
     """What normalise_images must give, to the bit."""
     pad = (0, size[1] - img.shape[2], 0, size[0] - img.shape[1])
     out = TF.pad((img.float() - torch.tensor(mean, device=img.device)).permute(0, 3, 1, 2).to(img.dtype), pad)
-    return TF.pad(out.permute(0, 2, 3, 1), (0, 5)).contiguous() if img.dtype == torch.float16 else out.contiguous()
+    return TF.pad(out.permute(0, 2, 3, 1), (0, 5)).contiguous() if channels_last else out.contiguous()
 
 
 def norm_case(dtype: torch.dtype, device, rows: int, channels: int, residual: bool = True) -> Case:

@@ -92,6 +92,7 @@ class NormaliseImages(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input", "out")),
         *((name, ctypes.c_int) for name in ("images", "height", "width", "out_height", "out_width")),
+        ("channels_last", ctypes.c_int),
         ("mean", ctypes.c_float * 3),
     ]
 

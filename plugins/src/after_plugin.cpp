@@ -31,8 +31,8 @@ struct After : OneOutput<After> {
         }
         return isLinear(tensor, floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         size_t bytes = half != 0 ? 2 : 4;
         for (int32_t i = 0; i < in[0].dims.nbDims; ++i) {
             bytes *= static_cast<size_t>(in[0].dims.d[i]);

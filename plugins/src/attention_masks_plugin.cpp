@@ -26,8 +26,8 @@ struct AttentionMasks : OneOutput<AttentionMasks> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         return isLinear(tensors[position], position < 2 ? DataType::kHALF : DataType::kFLOAT);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         UniadAttentionMasks a{};
         a.query = inputs[0];
         a.key = inputs[1];

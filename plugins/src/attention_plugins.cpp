@@ -52,8 +52,8 @@ struct DeformableAttention : OneOutput<DeformableAttention> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         return isLinear(tensors[position], position == 1 ? DataType::kFLOAT : floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         const auto& value = in[0].dims;
         const auto& reference = in[1].dims;
         const auto& offsets = in[2].dims;  // (B,Q,M,L,P,2), or (Q,M,B,P,2) with mean
@@ -112,8 +112,8 @@ struct CameraAttention : OneOutput<CameraAttention> {
         const DataType type = position == 1 ? DataType::kFLOAT : position == 2 ? DataType::kINT32 : floatType(half);
         return isLinear(tensors[position], type);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         const auto& value = in[0].dims;
         const auto& visible = in[2].dims;  // (N,Q,Z)
         const auto& offsets = in[3].dims;  // (Q,M,L,P,2)

@@ -47,8 +47,8 @@ struct DeformConv : OneOutput<DeformConv> {
         const bool either = position == 1 && tensor.format == TensorFormat::kLINEAR;
         return tensor.type == DataType::kHALF && (either || tensor.format == TensorFormat::kHWC8);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         const auto& x = in[0].dims;
         const auto& offset_mask = in[1].dims;
         if (in[2].dims.nbDims != (half == 0 ? 3 : layout == UNIAD_LAYOUT_HOPPER ? 5 : 4)) {

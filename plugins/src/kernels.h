@@ -213,6 +213,7 @@ typedef struct UniadNormaliseImages {
     void* out;
     int images, height, width; /* N, H, W */
     int out_height, out_width; /* H', W' */
+    int channels_last;         /* out (N,H',W',8), float16 only; else (N,3,H',W') */
     float mean[3];
 } UniadNormaliseImages;
 

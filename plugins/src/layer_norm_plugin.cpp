@@ -25,8 +25,8 @@ struct LayerNorm : OneOutput<LayerNorm<WithResidual>> {
         const bool affine = position == kInputs - 2 || position == kInputs - 1;
         return isLinear(tensors[position], affine ? DataType::kFLOAT : floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         const auto& dims = in[0].dims;
         UniadAddLayerNorm a{};
         a.input = inputs[0];

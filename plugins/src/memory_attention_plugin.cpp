@@ -24,8 +24,8 @@ struct MemoryAttention : OneOutput<MemoryAttention> {
     size_t workspace(const PluginTensorDesc* in) const {
         return uniad_memory_attention_workspace(in[0].dims.d[0], in[1].dims.d[0], in[0].dims.d[1]);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void* workspace,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void* workspace, cudaStream_t stream) const {
         UniadMemoryAttention a{};
         a.query = inputs[0];
         a.memory = inputs[1];

@@ -31,8 +31,8 @@ struct MergeMasks {
     size_t workspace(const PluginTensorDesc* in) const {
         return uniad_merge_masks_workspace(in[0].dims.d[0], in[0].dims.d[1], classes);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void* workspace,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void* workspace, cudaStream_t stream) const {
         UniadMergeMasks a{};
         a.masks = static_cast<const float*>(inputs[0]);
         a.scores = static_cast<const float*>(inputs[1]);

@@ -9,8 +9,8 @@ using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
 
-/// Input (N,H,W,3), output (N,3,out_height,out_width); see UniadNormaliseImages. The float16 output is channels-last
-/// (HWC8), as the convolution behind it wants it.
+/// Input (N,H,W,3), output (N,3,out_height,out_width); see UniadNormaliseImages. The float16 output is in
+/// planes or channels-last (HWC8), as suits the convolution behind it.
 struct NormaliseImages : OneOutput<NormaliseImages> {
     static constexpr const char* kName = "UniADNormaliseImages";
     static constexpr int kInputs = 1;
@@ -32,12 +32,13 @@ struct NormaliseImages : OneOutput<NormaliseImages> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         const PluginTensorDesc& tensor = tensors[position];
         if (position == 1 && half != 0) {
-            return tensor.type == DataType::kHALF && tensor.format == TensorFormat::kHWC8;
+            const bool known = tensor.format == TensorFormat::kHWC8 || tensor.format == TensorFormat::kLINEAR;
+            return tensor.type == DataType::kHALF && known;
         }
         return isLinear(tensor, floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         const auto& dims = in[0].dims;
         if (dims.nbDims != 4 || dims.d[3] != 3) {
             return cudaErrorInvalidValue;
@@ -50,6 +51,7 @@ struct NormaliseImages : OneOutput<NormaliseImages> {
         a.width = dims.d[2];
         a.out_height = out_height;
         a.out_width = out_width;
+        a.channels_last = out[0].format == TensorFormat::kHWC8;
         std::memcpy(a.mean, mean, sizeof(mean));
         return uniad_normalise_images(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, stream);
     }

@@ -39,8 +39,8 @@ struct Occupancy {
             default: return isLinear(tensor, DataType::kINT32);
         }
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         UniadOccupancy a{};
         a.query = inputs[0];
         a.state = inputs[1];

@@ -6,8 +6,8 @@
 //   DimsExprs outputDimensions(int output, const DimsExprs* inputs, IExprBuilder&) const;
 //   bool supports(int position, const PluginTensorDesc* tensors) const;  // all inputs, then the outputs
 //   size_t workspace(const PluginTensorDesc* in) const;                  // bytes of scratch memory
-//   int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void* workspace,
-//               cudaStream_t) const;
+//   int enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs,
+//               void* const* outputs, void* workspace, cudaStream_t) const;
 // and an attribute `half`: the network's type is float16, else float32.
 #pragma once
 
@@ -68,9 +68,9 @@ public:
                                    int32_t outputs) noexcept override {
         return inputs == Op::kInputs && outputs == Op::kOutputs && op_.supports(position, tensors);
     }
-    int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc*, const void* const* inputs,
-                    void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-        const int error = op_.enqueue(in, inputs, outputs, workspace, stream);
+    int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc* out,
+                    const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
+        const int error = op_.enqueue(in, out, inputs, outputs, workspace, stream);
         if (error != 0) {
             std::fprintf(stderr, "%s: %s\n", Op::kName, uniad_error_string(error));
         }

@@ -35,8 +35,8 @@ struct PointSampling {
         return isLinear(tensors[position], position == 5 ? DataType::kINT32 : DataType::kFLOAT);
     }
     size_t workspace(const PluginTensorDesc*) const { return 0; }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         UniadPointSampling a{};
         a.lidar2img = static_cast<const float*>(inputs[0]);
         a.x = static_cast<const float*>(inputs[1]);

@@ -23,8 +23,8 @@ struct Propagate : OneOutput<Propagate> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         return isLinear(tensors[position], DataType::kFLOAT);
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         const auto input = [&](int index) { return static_cast<const float*>(inputs[index]); };
         UniadPropagate a{};
         a.ref_pts = input(0);

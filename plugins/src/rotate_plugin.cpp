@@ -21,8 +21,8 @@ struct Rotate : OneOutput<Rotate> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         return isLinear(tensors[position], position == 1 ? DataType::kFLOAT : floatType(half));
     }
-    int enqueue(const PluginTensorDesc* in, const void* const* inputs, void* const* outputs, void*,
-                cudaStream_t stream) const {
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
+                void*, cudaStream_t stream) const {
         UniadRotate a{};
         a.input = inputs[0];
         a.matrix = static_cast<const float*>(inputs[1]);

@@ -311,14 +311,15 @@ def check_images(checks: Checks, library, small: bool) -> None:
     sizes = [(6, (7, 11), (32, 32)), (2, (5, 3), (5, 3)), (6, (256, 448), (256, 448))]
     sizes += [] if small else [(6, (900, 1600), (928, 1600))]
     for count, shape, size in sizes:
-        for dtype in (torch.float32, torch.float16):
-            case = cases.images_case(dtype, DEVICE, count, shape, size)
+        for dtype, last in ((torch.float32, False), (torch.float16, False), (torch.float16, True)):
+            case = cases.images_case(dtype, DEVICE, count, shape, size, last)
             expected = cases.images_reference(**case)
             buffer = kernel_calls.poisoned((expected.numel() + GUARD,), expected)
             out = buffer[: expected.numel()].view(expected.shape)
             kernel_calls.normalise_images(library, **case, out=out)
             wrong, guarded = int((out != expected).sum()), bool(torch.isnan(buffer[expected.numel() :]).all())
-            name = f"{count} images {shape} padded to {size} {str(dtype)[6:]}"
+            layout = ", channels last" if last else ""
+            name = f"{count} images {shape} padded to {size} {str(dtype)[6:]}{layout}"
             checks.report(name, not wrong and guarded, f"{wrong} elements differ")
         broken = kernel_calls.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
         checks.must_differ(f"{name}, RGB's mean", broken, expected.double())

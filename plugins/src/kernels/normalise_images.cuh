@@ -36,14 +36,14 @@ UNIAD_HD void normalise_pixel(const UniadNormaliseImages& a, int index) {
         }
     }
     T* const out = static_cast<T*>(a.out);
-    if constexpr (sizeof(T) == 2) {
+    if (a.channels_last != 0) {
         Pack<T, kPixelElements> pack;
 #pragma unroll
         for (int c = 0; c < kPixelElements; ++c) {
             pack.at[c] = from_float<T>(c < kImageChannels ? value[c] : 0.0f);
         }
         store<T, kPixelElements>(out + static_cast<int64_t>(index) * kPixelElements, pack);
-    } else {
+    } else {  // neighbouring threads write neighbouring columns
         const int64_t plane = static_cast<int64_t>(a.out_height) * a.out_width;
 #pragma unroll
         for (int c = 0; c < kImageChannels; ++c) {
