@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ def pack(specs: Iterable[TensorSpec]) -> Block:
     offsets, end = {}, 0
     for spec in specs:
         offsets[spec.name] = end
-        nbytes = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+        nbytes = math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
         end += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return Block(specs, offsets, end)
 
@@ -34,7 +35,7 @@ def views(memory: np.ndarray, block: Block) -> dict[str, np.ndarray]:
     """The tensors of a block inside its host memory, uint8 (nbytes)."""
     tensors = {}
     for name, dtype, shape, _ in block.specs:
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         start = block.offsets[name]
         tensors[name] = memory[start : start + nbytes].view(dtype).reshape(shape)
     return tensors

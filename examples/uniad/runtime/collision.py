@@ -37,7 +37,7 @@ _EPSILON = float(np.finfo(np.float64).eps)
 # Of a step's nine sums, of powers y^i x^j at 3 i + j: what each is multiplied by.
 _SCALES = _WEIGHT / SIGMA ** np.array([0, 2, 4, 2, 4, 6, 4, 6, 8])
 _DIAGONAL = np.array([1.0, 0.0, 1.0])  # of blocks that are kept as xx, xy, yy
-_FAR = 1e6  # metres
+_FAR = 1e6  # metres; no map reaches so far
 _PLACES = 2 * int(FILTER_RANGE) + 2  # whole metres within FILTER_RANGE of any number, and one or two more
 
 
@@ -61,7 +61,7 @@ def obstacles_near(plan: np.ndarray, occ_seg: np.ndarray, config: UniADConfig) -
         The grid's x and its y, metres, float64 (6,2,R), and the number of occupied cells in each place, float64
         (6,R,R), y before x: 0 for places that are too far.
     """
-    known = np.where(np.abs(plan) < _FAR, plan, 0)  # a position that is not, or not finite, is near to nothing
+    known = np.where(np.abs(plan) < _FAR, plan, 0)  # one that is far off, or not finite, is near to nothing
     first = np.floor(known) - np.float32(FILTER_RANGE)  # (6,2)
     metres = first[:, :, None] + np.arange(_PLACES, dtype=np.float32)  # (6,2,R)
     cells, lies_at = [], []

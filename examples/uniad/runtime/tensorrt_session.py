@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import math
 import pathlib
 import time
 import warnings
@@ -40,7 +41,7 @@ _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "UINT8": "uin
 def _camera_bytes(block: Block) -> list[tuple[int, int]]:
     """First byte and end of each camera's image in the block of inputs."""
     shape = next(spec.shape for spec in block.specs if spec.name == "img")
-    start, nbytes = block.offsets["img"], int(np.prod(shape[1:]))
+    start, nbytes = block.offsets["img"], math.prod(shape[1:])
     return [(start + nbytes * camera, start + nbytes * (camera + 1)) for camera in range(shape[0])]
 
 
