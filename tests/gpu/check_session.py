@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--plugins", default="off", help="auto, off or names, as builder.py's (default: off)")
     parser.add_argument("--builder-opt", type=int, choices=range(6), help="0 to 5: short builds to fast kernels")
     parser.add_argument("--timing-cache", type=pathlib.Path, metavar="FILE", help="kernel times, used and updated")
+    parser.add_argument("--aux-streams", type=int, metavar="N", help="as builder.py's")
     parser.add_argument("--profiling-verbosity", default="layer_names_only", help="as builder.py's")
     parser.add_argument("--recordings", metavar="FOLDER", type=pathlib.Path, help="holds full_frame_0.npz and _1.npz")
     parser.add_argument("--plans", metavar="FOLDER", type=pathlib.Path, help="keep engines here, and take those there")
@@ -210,6 +211,7 @@ def main() -> None:
                     optimization_level=args.builder_opt,
                     timing_cache=args.timing_cache,
                     profiling_verbosity=args.profiling_verbosity,
+                    aux_streams=args.aux_streams,
                     compute_capabilities=[cuda.compute_capability()],
                     plugins=plugins,
                 )
