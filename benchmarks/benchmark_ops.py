@@ -224,9 +224,25 @@ def matrix_operations(library) -> list[Operation]:
             logits = torch.nn.functional.conv2d(logits, weight.view(*weight.shape, 1, 1), bias).relu()
         return logits
 
+    def narrow(channels: int, height: int, width: int) -> Operation:
+        def compose(case: cases.Case):
+            image, (weight, bias) = case["x"].permute(0, 3, 1, 2), (case[f"plain_{n}"] for n in ("weight", "bias"))
+            return torch.nn.functional.conv2d(image, weight, bias, padding=1)
+
+        def call(library, case, out, variant):
+            matrix_kernels.narrow_conv(library, **matrix_kernels.packed_only(case), out=out)
+
+        size = (6, channels, height, width)
+        return Operation(
+            f"convolution to 27 outputs, 6 x {channels} x {height} x {width}", None,
+            lambda: matrix_kernels.narrow_conv_case(DEVICE, size), call, compose, (6 * height * width, 32),
+            2.0 * 6 * height * width * 27 * 9 * channels, True)  # fmt: skip
+
     return [
         attention(800),
         attention(8),
+        narrow(256, 58, 100),
+        narrow(512, 29, 50),
         Operation(
             "masks of 100 queries, 40000 cells", None,
             lambda: matrix_kernels.attention_masks_case(DEVICE, 100, 40000, 256),

@@ -175,7 +175,7 @@ def deform_conv(
 
     Args:
         offset_mask: (N,27,H',W'), or a view of more channels, in either order.
-        weight: as packed by trtllm.tensorrt_plugins.pack_deform_weight for `layout`.
+        weight: as packed by trtllm.plugin_weights.pack_deform_weight for `layout`.
         bias: float32 (O).
     """
     n, c, h, w = x.shape

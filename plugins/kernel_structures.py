@@ -133,3 +133,12 @@ class Occupancy(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("steps", "instances", "cells", "width")),
         ("threshold", ctypes.c_float),
     ]
+
+
+class NarrowConv(ctypes.Structure):
+    """UniadNarrowConv."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "out")),
+        *((name, ctypes.c_int) for name in ("batch", "channels", "height", "width")),
+    ]

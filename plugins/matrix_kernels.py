@@ -7,7 +7,9 @@ import ctypes
 import torch
 from kernel_calls import _call, _pointer, poisoned
 from kernel_cases import Case
-from kernel_structures import AttentionMasks, MemoryAttention, Occupancy
+from kernel_structures import AttentionMasks, MemoryAttention, NarrowConv, Occupancy
+
+from trtllm.plugin_weights import pack_narrow_bias, pack_narrow_weight
 
 
 def attention_workspace(library: ctypes.CDLL, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
@@ -154,3 +156,54 @@ def occupancy_errors(found: torch.Tensor, query, state, score, threshold: float,
     chosen = scores.gather(1, (found.long() - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (T,B)
     occupied = (found > 0) & (chosen >= best - margin) & (best > threshold - margin)
     return int((~(occupied | (found == 0) & (best <= threshold + margin))).sum())
+
+
+def narrow_conv(
+    library: ctypes.CDLL,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A 3x3 convolution with few outputs: float16 (N,H,W,C), weight and bias packed -> (N,H,W,32)."""
+    assert x.dtype == weight.dtype == torch.float16 and bias.dtype == torch.float32
+    n, h, w, c = x.shape
+    out = poisoned((n, h, w, 32), x) if out is None else out
+    arguments = NarrowConv(
+        input=_pointer(x),
+        weight=_pointer(weight),
+        bias=_pointer(bias),
+        out=_pointer(out),
+        batch=n,
+        channels=c,
+        height=h,
+        width=w,
+    )
+    _call(library, "uniad_narrow_conv", arguments, x)
+    return out
+
+
+def narrow_conv_case(device, size: tuple[int, int, int, int], outputs: int = 27) -> Case:
+    """`size`: N, C, H, W. With the plain weight (O,C,3,3) and bias (O) beside the packed ones."""
+    n, c, h, w = size
+    weight, bias = (torch.randn(outputs, c, 3, 3) / (9 * c) ** 0.5).half(), torch.randn(outputs).half()
+    tensors = {
+        "x": torch.randn(n, h, w, c).half(),
+        "weight": torch.from_numpy(pack_narrow_weight(weight.numpy())),
+        "bias": torch.from_numpy(pack_narrow_bias(bias.numpy())),
+        "plain_weight": weight,
+        "plain_bias": bias,
+    }
+    return {name: x.to(device) for name, x in tensors.items()}
+
+
+def narrow_conv_reference(x, weight, bias, plain_weight, plain_bias) -> torch.Tensor:
+    """float64 (N,H,W,32), zeros behind the outputs."""
+    image = x.double().permute(0, 3, 1, 2)
+    out = torch.nn.functional.conv2d(image, plain_weight.double(), plain_bias.double(), padding=1)
+    return torch.nn.functional.pad(out.permute(0, 2, 3, 1), (0, 32 - len(plain_bias)))
+
+
+def packed_only(case: Case) -> Case:
+    """The arguments of narrow_conv."""
+    return {name: case[name] for name in ("x", "weight", "bias")}

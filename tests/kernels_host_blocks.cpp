@@ -3,6 +3,7 @@
 #include "host_block.h"
 #include "kernels/attention_masks.cuh"
 #include "kernels/memory_attention.cuh"
+#include "kernels/narrow_conv.cuh"
 #include "kernels/occupancy.cuh"
 
 namespace {
@@ -18,9 +19,8 @@ void memory_attention(const UniadMemoryAttention& a) {
         }
     }
     for (int row = 0; row < a.rows; ++row) {
-        for (int channel = 0; channel < kWidth; ++channel) {
-            uniad::attend_merge(a, plan.parts, row, channel);
-        }
+        host::run_block(kWidth, uniad::kMergeSharedBytes,
+                        [&](const host::Block& block) { uniad::attend_merge(block, a, plan.parts, row); });
     }
 }
 
@@ -75,5 +75,21 @@ extern "C" int uniad_occupancy(const UniadOccupancy* a, void*) {
         return uniad::kUnsupported;
     }
     a->width == 256 ? occupancy<256>(*a) : occupancy<128>(*a);
+    return 0;
+}
+
+extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void*) {
+    if (!uniad::narrow_fits(*a)) {
+        return uniad::kUnsupported;
+    }
+    for (int image = 0; image < a->batch; ++image) {
+        for (int row = 0; row < a->height; row += uniad::kNarrowRows) {
+            for (int column = 0; column < a->width; column += uniad::kNarrowColumns) {
+                host::run_block(uniad::kNarrowThreads, uniad::kNarrowSharedBytes, [&](const host::Block& block) {
+                    uniad::narrow_conv(block, *a, image, row, column);
+                });
+            }
+        }
+    }
     return 0;
 }

@@ -541,6 +541,10 @@ case("camera_cross_attention 32 channels, one layer's heads",
      lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=8), normal(6, 60, 24, 32),
      uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.3, normal(9, 8, 2, 8, 2), normal(9, 8, 16),
      islands=(1,))
+NARROW, NARROW_WEIGHT, NARROW_BIAS = normal(2, 64, 9, 11), normal(27, 64, 3, 3, scale=0.04), normal(27)
+case("narrow_conv2d", lambda x: V.narrow_conv2d(x, weight(NARROW_WEIGHT), weight(NARROW_BIAS)),
+     lambda t, x: t.nn.functional.conv2d(x, t.tensor(NARROW_WEIGHT), t.tensor(NARROW_BIAS), padding=1),
+     lambda x: V.narrow_conv2d(x, weight(-NARROW_WEIGHT), weight(NARROW_BIAS)), NARROW, tolerance=SUMS)
 CELLS = normal(1025, 16, scale=2.0)
 case("add_layer_norm of many rows", lambda x, r: V.add_layer_norm(x, r, weight(GAIN[:16]), weight(SHIFT[:16])),
      lambda t, x, r: t.layer_norm(x + r, (16,), t.tensor(GAIN[:16]), t.tensor(SHIFT[:16])),

@@ -83,11 +83,27 @@ def test_equal_instances_give_the_first(library):
     assert (kernels.occupancy(library, **arguments) == 1).all()
 
 
+@pytest.mark.parametrize("size", [(1, 64, 8, 16), (2, 128, 9, 21), (1, 64, 3, 5)])
+def test_narrow_conv(library, size):
+    """Zeros behind the outputs, too."""
+    torch.manual_seed(size[2])
+    case = kernels.narrow_conv_case("cpu", size)
+    expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
+    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+    found = kernels.narrow_conv(library, **packed)
+    assert cases.relative_error(found, expected) < bound and not found[..., 27:].any()
+    turned = {**packed, "x": packed["x"].flip(2).contiguous()}
+    assert cases.relative_error(kernels.narrow_conv(library, **turned), expected) > 0.1
+
+
 def test_sizes_that_are_refused(library):
     with pytest.raises(RuntimeError, match="uniad_memory_attention: error 1"):
         kernels.memory_attention(library, **kernels.memory_attention_case("cpu", 8, 100, 64))
     with pytest.raises(RuntimeError, match="uniad_attention_masks: error 1"):
         kernels.attention_masks(library, *kernels.attention_masks_case("cpu", 8, 100, 256, heads=4).values())
+    with pytest.raises(RuntimeError, match="uniad_narrow_conv: error 1"):
+        x = torch.zeros(1, 4, 4, 32, dtype=torch.float16)
+        kernels.narrow_conv(library, x, torch.zeros(9, 32, 32, dtype=torch.float16), torch.zeros(32))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -97,6 +113,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "rows and columns exchanged": ("memory_attention.cuh", "block.load_transposed(", "block.load("),
     "banks by another rule": ("warp_block.cuh", "vector ^ (row & 7)", "vector ^ (row & 7 & vector)"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
+    "a border of the wrong side": ("narrow_conv.cuh", "column - 1 + cell", "column + cell"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
 }
 
@@ -118,4 +135,7 @@ def test_faults_are_seen(fault, tmp_path):
     wrong += cases.relative_error(kernels.attention_masks(library, *case.values()), expected) > 1e-2
     case = kernels.occupancy_case("cpu", 1, 40, 150, 128)
     wrong += kernels.occupancy_errors(kernels.occupancy(library, **case), **case) > 0
+    case = kernels.narrow_conv_case("cpu", (1, 64, 9, 18))
+    out = kernels.narrow_conv(library, **kernels.packed_only(case))
+    wrong += cases.relative_error(out, kernels.narrow_conv_reference(**case)) > 1e-2
     assert wrong

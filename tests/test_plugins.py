@@ -17,11 +17,10 @@ from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
-from trtllm import Network, Tensor, net_guard, tensorrt_plugins
+from trtllm import Network, Tensor, net_guard, plugin_weights, tensorrt_plugins
 from trtllm import vision as V
+from trtllm.plugin_weights import COMMON_LAYOUT, HOPPER_LAYOUT
 from trtllm.tensorrt_plugins import (
-    COMMON_LAYOUT,
-    HOPPER_LAYOUT,
     OPERATIONS,
     VERSION,
     PluginExecutor,
@@ -270,6 +269,26 @@ def test_products_on_tensor_cores():
         assert executor.occupancy(query, tensor(half, 5, width, 40, 40), scores, threshold=0.1) is None
     executor.plugins = frozenset()
     assert executor.occupancy(queries, states, scores, threshold=0.1) is None
+
+
+def test_convolution_to_few_outputs():
+    executor = RecordingExecutor(OPERATIONS)
+    x, bias = tensor("float16", 6, 128, 5, 6), tensor("float16", 27, array=np.ones(27, np.float16))
+    weight = tensor("float16", 27, 128, 3, 3, array=np.ones((27, 128, 3, 3), np.float16))
+    assert executor.narrow_conv2d(x, weight, bias) is not None
+    assert executor.recorded == [("UniADNarrowConv", [(6, 128, 5, 6), (2, 9, 32, 64), (32,)], {"outputs": 27})]
+    for outputs, channels in ((27, 96), (24, 128), (33, 128)):
+        other = tensor("float16", outputs, channels, 3, 3, array=np.ones((outputs, channels, 3, 3), np.float16))
+        assert executor.narrow_conv2d(tensor("float16", 6, channels, 5, 6), other, bias) is None
+    assert executor.narrow_conv2d(tensor("float32", 6, 128, 5, 6), weight, bias) is None
+
+
+def test_packed_weight_of_few_outputs():
+    """Where an element goes; zeros for the outputs that there are not."""
+    weight = np.arange(27 * 128 * 9, dtype=np.float32).reshape(27, 128, 3, 3)
+    packed = plugin_weights.pack_narrow_weight(weight)
+    assert packed[1, 5, 20, 7] == weight[20, 64 + 7, 1, 2] and not packed[:, :, 27:].any()
+    assert plugin_weights.pack_narrow_bias(np.ones(27, np.float16)).tolist() == [1.0] * 27 + [0.0] * 5
 
 
 def test_large_outputs_are_copied_by_a_plugin():

@@ -26,7 +26,7 @@ from op_references import merge_by_loop
 from support import ROOT, assert_close, golden, noise_floor
 
 from trtllm.functional import make
-from trtllm.tensorrt_plugins import COMMON_LAYOUT, HOPPER_LAYOUT, pack_deform_weight
+from trtllm.plugin_weights import COMMON_LAYOUT, HOPPER_LAYOUT, pack_deform_weight
 from trtllm.torch_executor import TORCH, TorchExecutor
 
 INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))

@@ -75,7 +75,7 @@ typedef struct UniadCameraAttention {
 } UniadCameraAttention;
 
 /* How a float16 weight of the convolution is packed (kernels/deform_conv.cuh; pack_deform_weight in
- * examples/uniad/trtllm/tensorrt_plugins.py). Each kernel reads its own only. */
+ * examples/uniad/trtllm/plugin_weights.py). Each kernel reads its own only. */
 enum UniadWeightLayout {
     UNIAD_LAYOUT_COMMON = 0, /* for the kernel that every GPU runs: C a multiple of 32, O of 64 */
     UNIAD_LAYOUT_HOPPER = 1  /* for the kernel in machine code of sm_90a */
@@ -217,6 +217,17 @@ typedef struct UniadNormaliseImages {
     float mean[3];
 } UniadNormaliseImages;
 
+/* A 3 x 3 convolution with stride 1 and padding 1 that has few outputs, float16 with sums in float32: input (N,H,W,C),
+ * weight (C/64,9,32,64), taps row by row, bias float32 (32), both 0 for the outputs that there are not -> out (N,H,W,32).
+ * C is a multiple of 64. */
+typedef struct UniadNarrowConv {
+    const void* input;
+    const void* weight;
+    const float* bias;
+    void* out;
+    int batch, channels, height, width; /* N, C, H, W */
+} UniadNarrowConv;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -246,6 +257,8 @@ UNIAD_API int uniad_attention_masks(const UniadAttentionMasks* arguments, void* 
 /* Whether the current device has the shared memory that uniad_occupancy needs: 0 or 1. */
 UNIAD_API int uniad_occupancy_runs(int width);
 UNIAD_API int uniad_occupancy(const UniadOccupancy* arguments, void* stream);
+
+UNIAD_API int uniad_narrow_conv(const UniadNarrowConv* arguments, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

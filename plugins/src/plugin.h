@@ -189,6 +189,7 @@ nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
 nvinfer1::IPluginCreator* memoryAttentionCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
+nvinfer1::IPluginCreator* narrowConvCreator();
 nvinfer1::IPluginCreator* occupancyCreator();
 nvinfer1::IPluginCreator* pointSamplingCreator();
 nvinfer1::IPluginCreator* propagateCreator();

@@ -25,7 +25,7 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
          {uniad::afterCreator(), uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(),
           uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::propagateCreator(),
           uniad::rotateCreator(), uniad::memoryAttentionCreator(), uniad::attentionMasksCreator(),
-          uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
+          uniad::narrowConvCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
           uniad::normaliseImagesCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;

@@ -18,6 +18,7 @@ def check_matrix_kernels(checks, library, small: bool) -> None:
     check_memory_attention(checks, library, small)
     check_attention_masks(checks, library, small)
     check_occupancy(checks, library, small)
+    check_narrow_conv(checks, library, small)
 
 
 def guarded_error(checks, name: str, call, expected: torch.Tensor, dtype: torch.dtype, bound: float) -> None:
@@ -67,3 +68,15 @@ def check_occupancy(checks, library, small: bool) -> None:
         checks.report(name, not wrong and not behind, f"{wrong} cells wrong, {behind} written behind")
         wrong = kernels.occupancy_errors(found, **{**case, "score": case["score"].flip(0)})
         checks.report(f"{name} (broken on purpose)", wrong > steps * cells // 10, f"{wrong} cells wrong")
+
+
+def check_narrow_conv(checks, library, small: bool) -> None:
+    sizes = [(1, 64, 8, 16), (2, 128, 9, 21), (1, 64, 3, 5)] + ([] if small else [(6, 256, 58, 100), (6, 512, 29, 50)])
+    for size in sizes:
+        case = kernels.narrow_conv_case(DEVICE, size)
+        expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
+        bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+        name, call = f"convolution {size} to 27 outputs", functools.partial(kernels.narrow_conv, library, **packed)
+        guarded_error(checks, name, call, expected, torch.float16, bound)
+        turned = {**packed, "x": packed["x"].flip(2).contiguous()}
+        checks.must_differ(name, kernels.narrow_conv(library, **turned), expected)

@@ -56,15 +56,19 @@ class ModulatedDeformConv2d(Module):
         self.weight = Parameter((out_channels, in_channels, 3, 3))
         self.conv_offset = Conv2d(in_channels, 27, 3, padding=1)  # 9 taps: 18 offsets, 9 mask logits
 
+    def offset_mask(self, x: Tensor) -> Tensor:
+        """(N,27,H,W), the raw offsets and mask."""
+        return V.narrow_conv2d(x, self.conv_offset.weight.value, self.conv_offset.bias.value)
+
     def forward(self, x: Tensor) -> Tensor:
-        return V.modulated_deform_conv2d(x, self.conv_offset(x), self.weight.value, stride=1, padding=1)
+        return V.modulated_deform_conv2d(x, self.offset_mask(x), self.weight.value, stride=1, padding=1)
 
 
 def deform_conv_norm(x: Tensor, conv: ModulatedDeformConv2d, norm: BatchNorm2d) -> Tensor:
     """relu(norm(conv(x)))."""
     return V.modulated_deform_conv2d_norm(
         x,
-        conv.conv_offset(x),
+        conv.offset_mask(x),
         conv.weight.value,
         norm.running_mean.value,
         norm.running_var.value,

@@ -15,12 +15,20 @@ import numpy as np
 
 from errors import UniADError
 from trtllm.network import FLOATS, Tensor
+from trtllm.plugin_weights import (
+    COMMON_LAYOUT,
+    HOPPER_LAYOUT,
+    NARROW_CHANNELS,
+    NARROW_OUTPUTS,
+    pack_deform_weight,
+    pack_narrow_bias,
+    pack_narrow_weight,
+)
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
 VERSION = 5  # UNIAD_PLUGINS_VERSION of plugins/src/kernels.h
-COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # UniadWeightLayout there
 HOPPER_CHANNELS, HOPPER_OUTPUTS = 64, 256  # UNIAD_… there
 WIDTHS = (128, 256)  # of rows, in the kernels that multiply on tensor cores
 MASK_HEADS, OCCUPANCY_MAX_INSTANCES = 8, 256  # kMaskHeads of attention_masks.cuh, UNIAD_… of kernels.h
@@ -41,6 +49,7 @@ OPERATIONS = (
     "memory_attention",
     "attention_masks",
     "occupancy",
+    "narrow_conv2d",
     "add_layer_norm",
     "normalise_images",
 )
@@ -144,28 +153,6 @@ def _registry(flavour: Flavour) -> int:
         raise UniADError(f"{name} can't be found beside {flavour.trt.__name__} ({error}): install it again") from error
     get.restype = ctypes.c_void_p
     return get()
-
-
-def pack_deform_weight(weight: np.ndarray, layout: int = COMMON_LAYOUT) -> np.ndarray:
-    """A 3x3 kernel (O,C,3,3) in the order that the convolution's kernel reads (plugins/src/kernels/deform_conv.cuh).
-
-    float32: (9,C,O). float16, COMMON_LAYOUT: (C/32,9,O,32), rows permuted inside each 32 output channels.
-    HOPPER_LAYOUT: (O/256,C/64,9,256,64), rows permuted inside each 256, and the vectors of a row.
-    """
-    o, c = weight.shape[:2]
-    if weight.dtype == np.float32:
-        return np.ascontiguousarray(weight.reshape(o, c, 9).transpose(2, 1, 0))
-    if layout == HOPPER_LAYOUT:
-        # Channel 128 a + 32 w + 4 g + 2 m + h goes to row 128 a + 64 m + 16 w + 8 h + g of each 256.
-        rows = weight.reshape(o // 256, 2, 4, 8, 2, 2, c // 64, 8, 8, 9)  # (…,a,w,g,m,h,…)
-        rows = rows.transpose(0, 6, 9, 1, 4, 2, 5, 3, 7, 8)  # (O/256,C/64,9,a,m,w,h,g,8,8)
-        rows = rows.reshape(o // 256, c // 64, 9, 256, 8, 8)  # (…,row,vector,8)
-        row = np.arange(256).reshape(-1, 1)
-        rows = rows[:, :, :, row, np.arange(8) ^ row % 8]  # vector v at place v ^ (row % 8)
-        return np.ascontiguousarray(rows).reshape(o // 256, c // 64, 9, 256, 64)
-    rows = weight.reshape(o // 32, 4, 4, 2, c // 32, 32, 9)  # channel 8t + 2j + e of each 32: (…,t,j,e,…)
-    rows = rows.transpose(4, 6, 0, 2, 1, 3, 5)  # (C/32,9,O/32,j,t,e,32): row 8j + 2t + e
-    return np.ascontiguousarray(rows).reshape(c // 32, 9, o, 32)
 
 
 class PluginExecutor(TensorRTExecutor):
@@ -315,6 +302,19 @@ class PluginExecutor(TensorRTExecutor):
             layout=layout,
         )
         return Tensor(handle, x.dtype, self.shape_of(handle))
+
+    def narrow_conv2d(self, x: Tensor, weight: Tensor, bias: Tensor):
+        outputs, channels = weight.shape[:2]
+        fits = x.dtype == "float16" and channels % NARROW_CHANNELS == 0 and 24 < outputs <= NARROW_OUTPUTS
+        if "narrow_conv2d" not in self.plugins or not fits or weight.array is None or bias.array is None:
+            return None
+        inputs = [
+            x.handle,
+            self.constant(pack_narrow_weight(weight.array)),
+            self.constant(pack_narrow_bias(bias.array)),
+        ]
+        handle = self._plugin("UniADNarrowConv", "narrow_conv2d", inputs, "float16", outputs=outputs)
+        return Tensor(handle, "float16", self.shape_of(handle))
 
     def merge_masks(self, masks: Tensor, scores: Tensor, labels: Tensor, num_classes, quality_thresh):
         """Two outputs of their own types: one tensor for both would need a cast and slices behind it."""

@@ -16,7 +16,8 @@ __global__ __launch_bounds__(kAttendThreads, 2) void attend(const __grid_constan
 }
 
 __global__ void merge(const __grid_constant__ UniadMemoryAttention a, int parts) {
-    uniad::attend_merge(a, parts, blockIdx.x, threadIdx.x);
+    extern __shared__ __align__(128) char shared[];
+    uniad::attend_merge(uniad::DeviceBlock(shared), a, parts, blockIdx.x);
 }
 
 template <int kWidth>
@@ -29,7 +30,7 @@ int launch(const UniadMemoryAttention& a, cudaStream_t stream) {
     }
     const dim3 blocks(static_cast<unsigned>(plan.parts), static_cast<unsigned>(plan.row_blocks));
     attend<kWidth><<<blocks, kAttendThreads, kShared, stream>>>(a, plan);
-    merge<<<static_cast<unsigned>(a.rows), kWidth, 0, stream>>>(a, plan.parts);
+    merge<<<static_cast<unsigned>(a.rows), kWidth, uniad::kMergeSharedBytes, stream>>>(a, plan.parts);
     return cudaGetLastError();
 }
 

@@ -169,20 +169,38 @@ UNIAD_DEVICE void attend_part(const Block& block, const UniadMemoryAttention& a,
     }
 }
 
-/// One channel of one output row: the parts' sums.
-UNIAD_HD void attend_merge(const UniadMemoryAttention& a, int parts, int row, int channel) {
+constexpr int kMergeSharedBytes = 2 * kAttendParts * 4;
+
+/// One output row, a thread for each channel: the parts' sums.
+template <typename Block>
+UNIAD_DEVICE void attend_merge(const Block& block, const UniadMemoryAttention& a, int parts, int row) {
+    static_assert(kAttendParts <= 128, "a thread for each part");
+    float* const shares = block.template shared<float>(0);
+    float* const totals = shares + kAttendParts;
+    const int thread = block.thread();
+    if (thread < parts) {
+        const float* const scale = attend_scale(a, parts, thread, row);
+        shares[thread] = scale[0];
+        totals[thread] = scale[1];
+    }
+    block.sync();
     float peak = -INFINITY;
     for (int part = 0; part < parts; ++part) {
-        peak = fmaxf(peak, attend_scale(a, parts, part, row)[0]);
+        peak = fmaxf(peak, shares[part]);
     }
+    const float share = thread < parts ? exp2f((shares[thread] - peak) * kLog2E) : 0.0f;
+    block.sync();
+    if (thread < parts) {
+        shares[thread] = share;
+    }
+    block.sync();
     float total = 0.0f, seen = 0.0f;
+#pragma unroll 8
     for (int part = 0; part < parts; ++part) {
-        const float* const scale = attend_scale(a, parts, part, row);
-        const float share = exp2f((scale[0] - peak) * kLog2E);
-        total += share * scale[1];
-        seen += share * attend_sums(a, part, row)[channel];
+        total += shares[part] * totals[part];
+        seen += shares[part] * attend_sums(a, part, row)[thread];
     }
-    static_cast<half_t*>(a.out)[static_cast<int64_t>(row) * a.width + channel] = from_float<half_t>(seen / total);
+    static_cast<half_t*>(a.out)[static_cast<int64_t>(row) * a.width + thread] = from_float<half_t>(seen / total);
 }
 
 }  // namespace uniad
