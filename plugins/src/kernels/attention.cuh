@@ -327,8 +327,7 @@ UNIAD_HD void camera_attention_thread(const UniadCameraAttention& a, int block_x
             cells = element(cells, height * width, cell_stride);
         }
     }
-    sum.write(static_cast<T*>(a.out) + pair * Channels + channel,
-              seeing != 0 ? 1.0f / count : 0.0f);
+    sum.write(static_cast<T*>(a.out) + pair * Channels + channel, seeing != 0 ? 1.0f / count : 0.0f);
 }
 
 // An instance as a type, so that the GPU and the host can run it each in its own way: `kThreads` and `thread(…)`.
