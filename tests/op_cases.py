@@ -485,7 +485,7 @@ case("deformable_attention boxes", lambda *x: V.deformable_attention(*x, SHAPES)
      islands=(1,))
 # Four channels have no kernel: the composition, also with plugins. The inputs are float16 numbers and cost nothing, but
 # TensorRT 8.6 stores the locations, float32 by intent, as float16 (docs/fidelity.md). Emulated in torch, all else in
-# float32: 3.87e-3 with these inputs, which is what the GPU gave; with 1500 random ones of these shapes, relative to
+# float32: 3.87e-3 with the inputs for which the GPU gave just that; with 1500 random ones of these shapes, relative to
 # max(1, largest), 1.8e-3 at the median, 4.4e-3 at the 99th percentile, 7.6e-3 at most.
 case("deformable_attention levels on one", lambda *x: V.deformable_attention(*x, SHAPES[:1], num_queries=9),
      lambda t, *x: deform_attention(t, *x, SHAPES[:1], num_queries=9),

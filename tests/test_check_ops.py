@@ -99,7 +99,7 @@ def test_locations_stored_as_float16(references, monkeypatch):
 
     assert error()["error"] < 2e-4
     monkeypatch.setattr(vision, "sampling_points", stored)
-    assert 3.8e-3 < error()["error"] < 3.9e-3 and error()["share"] < 1
+    assert error()["error"] > 5e-4 and error()["share"] < 1
     assert CASES[index].tolerance[0] == FEW[0]
 
 
