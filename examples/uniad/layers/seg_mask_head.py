@@ -110,7 +110,8 @@ class Attention(Module):
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         q = split_heads(self.q(query), self.num_heads)
-        if query.shape[0] * self.num_heads <= memory.shape[1]:  # then it is less work, and reads the BEV only
+        # Less work, and reads the BEV only; or an executor that writes no logits then.
+        if query.shape[0] * self.num_heads <= memory.shape[1] or V.offered("has_memory_attention", memory):
             return self.proj(attend_memory(q, memory, self.k.weight.value, self.v.weight.value, self.v.bias.value))
         k, v = (split_heads(x, self.num_heads) for x in (self.k(memory), self.v(memory)))
         return self.proj(attend(q, k, v))

@@ -377,9 +377,13 @@ class PluginExecutor(TensorRTExecutor):
         handle = self._plugin("UniADNormaliseImages", "normalise_images", inputs, dtype, **attributes)
         return Tensor(handle, dtype, self.shape_of(handle))
 
+    def has_memory_attention(self, memory: Tensor) -> bool:
+        """Whether there is a kernel for the attention to such a memory."""
+        fits = memory.dtype == "float16" and memory.shape[0] >= MANY_CELLS and memory.shape[1] in WIDTHS
+        return "memory_attention" in self.plugins and fits
+
     def memory_attention(self, query: Tensor, memory: Tensor):
-        few = memory.shape[0] < MANY_CELLS or query.shape[1] not in WIDTHS
-        if "memory_attention" not in self.plugins or query.dtype != "float16" or few:
+        if not self.has_memory_attention(memory):
             return None
         inputs = [query.handle, memory.handle]
         return Tensor(
