@@ -50,7 +50,9 @@ def test_inputs_equal_the_original(recorded_frames):
             np.testing.assert_array_equal(inputs["time_delta"], recorded["velo.time_delta"])
             last = recorded_frames[index - 1][1]
             np.testing.assert_array_equal(inputs["l2g_r_prev"], last["in.l2g_r_mat"])
-            np.testing.assert_array_equal(inputs["l2g_t_prev"], last["in.l2g_t"])
+            way = inputs["l2g_t_prev"] - inputs["l2g_t"]
+            assert_close(way, last["in.l2g_t"].astype(np.float64) - frame.l2g_t, 1e-6, "way since the last frame")
+            assert np.abs(inputs["l2g_t_prev"]).max() < 50 < np.abs(frame.l2g_t).max()  # metres
         assert_close(inputs["l2g_r_inv"] @ frame.l2g_r_mat, np.eye(3), 1e-6, "inverse")
         assert {v.dtype.name for v in inputs.values()} == {"uint8", "float32", "int32"}
         assert all(np.isfinite(v).all() for v in inputs.values())

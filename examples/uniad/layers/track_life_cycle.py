@@ -51,7 +51,8 @@ class Tracks:
 
 @dataclasses.dataclass(frozen=True)
 class EgoMotion:
-    """From the last frame's lidar to this one's, row vectors; the engine's inputs of the same names, float32."""
+    """From the last frame's lidar to this one's, row vectors; the engine's inputs of the same names, float32. Positions
+    are metres from any common origin."""
 
     l2g_r_prev: Tensor  # (3,3)
     l2g_t_prev: Tensor  # (3)

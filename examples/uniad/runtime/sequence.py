@@ -114,6 +114,9 @@ class Sequence:
         inverse = np.linalg.inv(frame.l2g_r_mat)  # in float32, as the original inverts it
         # Without a last frame: no motion. The graph ignores it then, but every input must be finite.
         last_r, last_t = (state.l2g_r_mat, state.l2g_t) if has_prev else (frame.l2g_r_mat, frame.l2g_t)
+        # Only the way between the two counts. From here, and not from the map's corner kilometres away, it survives an
+        # engine that stores it in float16, and loses less in float32.
+        way = np.asarray(last_t, np.float64) - frame.l2g_t
         inputs = {
             "img": frame.img,
             "can_bus": can_bus.astype(np.float32),
@@ -121,8 +124,8 @@ class Sequence:
             "shift": bev_shift(can_bus, self.config).astype(np.float32),
             "rotation": rotation_matrix(can_bus[-1], self.config).astype(np.float32),
             "l2g_r_prev": np.asarray(last_r),
-            "l2g_t_prev": np.asarray(last_t),
-            "l2g_t": frame.l2g_t,
+            "l2g_t_prev": way.astype(np.float32),
+            "l2g_t": np.zeros(3, np.float32),
             "l2g_r_inv": inverse,
             "time_delta": np.array([frame.timestamp - state.timestamp if has_prev else 0.0], np.float32),
             "command": np.array([frame.command], np.int32),
