@@ -40,15 +40,16 @@ from trtllm.tensorrt_plugins import OPERATIONS, select_plugins
 
 # FP32: largest error relative to the largest value; of maps, the share of cells that differ.
 FP32_BOUND = 1e-3
-# FP16: norms (golden_frames.Comparison). What float16 costs the torch executor on the CPU in these eight frames, worst
-# of all; TensorRT may round in other places, hence the factor. It grows along a scene, with the carried state. A lane
-# whose score is near its threshold comes or goes as a whole.
-FP16_FACTOR = 3
+# FP16: norms (golden_frames.Comparison). What float16 costs the torch executor on the CPU, worst of the eight frames and
+# of 30 ways to round the same weights (float16_noise.py); an engine is one more such way, hence the factor. The noise
+# grows along a scene, with the carried state; a track or a lane whose score is near its threshold comes or goes as a
+# whole, with its occupancy.
+FP16_FACTOR = 1.25
 FP16_NOISE = {
-    "boxes_3d": 0.0081, "scores_3d": 0.029, "track_scores": 0.029, "scores_3d_det": 0.018,
-    "track_query": 0.015, "track_ref_pts": 0.018, "track_pred_boxes": 0.027, "track_mem_bank": 0.034,
-    "traj": 0.067, "traj_scores": 0.037, "sdc_traj_raw": 0.0041,
-    "map_drivable": 0.0019, "map_lane": 0.035, "map_lane_score": 0.053, "occ_seg": 0.03,
+    "boxes_3d": 0.0088, "scores_3d": 0.044, "track_scores": 0.044, "scores_3d_det": 0.04,
+    "track_query": 0.027, "track_ref_pts": 0.075, "track_pred_boxes": 0.041, "track_mem_bank": 0.062,
+    "traj": 0.083, "traj_scores": 0.053, "sdc_traj_raw": 0.015,
+    "map_drivable": 0.0037, "map_lane": 0.037, "map_lane_score": 0.055, "occ_seg": 0.17,
 }  # fmt: skip
 FULL_BOUNDS = {"float32": {"prev_bev": 1e-3}, "float16": {"prev_bev": 0.02}}
 
