@@ -76,6 +76,17 @@ def test_occupancy(library, steps, instances, cells, width):
     assert kernels.occupancy_errors(found, **{**case, "threshold": case["threshold"] * 1.2}) > cells // 50
 
 
+def test_rows_without_a_track_are_left_out(library):
+    """Whole groups of them; what they hold does not matter."""
+    case = kernels.occupancy_case("cpu", 1, 200, 130, 128)
+    case["score"][40:180] = 0
+    found = kernels.occupancy(library, **case)
+    assert kernels.occupancy_errors(found, **case) == 0 and (found > 180).any()
+    case["query"][:, 64:160] = float("nan")
+    assert torch.equal(kernels.occupancy(library, **case), found)
+    assert not kernels.occupancy(library, **{**case, "score": torch.zeros(200)}).any()
+
+
 def test_equal_instances_give_the_first(library):
     case = kernels.occupancy_case("cpu", 1, 40, 130, 128)
     query = case["query"][:, :1].expand(1, 40, 128).contiguous()

@@ -15,7 +15,6 @@ namespace uniad {
 constexpr int kAttendRows = 64, kAttendCells = 64, kAttendThreads = 128, kAttendStages = 2;
 constexpr int kAttendBlocks = 256;  // wanted: two on each of an H100's processors
 constexpr int kAttendParts = 128;   // at most
-constexpr float kLog2E = 1.4426950408889634f;
 
 /// How the work is shared out: blocks of rows x parts of the memory, each of `tiles` times kAttendCells cells at most.
 struct AttendPlan {

@@ -9,8 +9,8 @@
 namespace uniad {
 
 constexpr int kOccupancyWarps = 8, kOccupancyThreads = kOccupancyWarps * 32, kOccupancyCells = kOccupancyWarps * 16;
-constexpr int kOccupancyBlocks = 26;  // that go through the cells of a time step: five steps fill an H100's processors
-constexpr int kOccupancyQueries = 32; // that a warp multiplies at a time
+constexpr int kOccupancyBlocks = 26;    // that go through the cells of a time step: five steps fill an H100's processors
+constexpr int kOccupancyQueries = 32;  // that a warp multiplies at a time, one for each lane
 
 UNIAD_HD bool occupancy_fits(const UniadOccupancy& a) {
     return a.steps > 0 && a.cells > 0 && a.instances > 0 && a.instances <= UNIAD_OCCUPANCY_MAX_INSTANCES &&
@@ -63,6 +63,14 @@ UNIAD_DEVICE void occupancy(const Block& block, const UniadOccupancy& a, int ste
         int index[2] = {0, 0};
 #pragma unroll 1
         for (int start = 0; start < a.instances; start += kOccupancyQueries) {
+            float most = scores[start + lane];
+#pragma unroll
+            for (int mask = 16; mask > 0; mask /= 2) {
+                most = fmaxf(most, block.swap(most, mask));
+            }
+            if (most == 0.0f) {  // the same for all warps: rows of tracks that there are not, most of them in real scenes
+                continue;
+            }
             float logits[kOccupancyQueries / 8][4] = {};
 #pragma unroll
             for (int k = 0; k < kWidth / 16; ++k) {
@@ -80,7 +88,7 @@ UNIAD_DEVICE void occupancy(const Block& block, const UniadOccupancy& a, int ste
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     const int instance = start + n * 8 + lane % 4 * 2 + j % 2;
-                    const float score = scores[instance] / (1.0f + expf(-logits[n][j]));
+                    const float score = scores[instance] * fast_sigmoid(logits[n][j]);
                     if (score > best[j / 2]) {
                         best[j / 2] = score;
                         index[j / 2] = instance;

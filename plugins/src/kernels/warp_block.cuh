@@ -17,6 +17,20 @@ UNIAD_HD unsigned pack_halves(float low, float high) {
     return bits;
 }
 
+constexpr float kLog2E = 1.4426950408889634f;
+
+/// 1 / (1 + exp(-x)) to about 22 bits, by two instructions of the special function unit instead of some sixty others.
+UNIAD_HD float fast_sigmoid(float x) {
+#if defined(__CUDA_ARCH__)
+    float power, out;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(-kLog2E * x));
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(1.0f + power));
+    return out;
+#else
+    return 1.0f / (1.0f + exp2f(-kLog2E * x));
+#endif
+}
+
 /// Two neighbouring halves, aligned to 4 bytes, as a register.
 UNIAD_HD unsigned load_pair(const half_t* from) {
     unsigned bits;
