@@ -161,6 +161,11 @@ def test_plugins_of_a_plan(write, monkeypatch, capsys):
     facts = tensorrt_plan._facts(*arguments, options, TASKS)
     assert (facts["plugins"], facts["plugins_library"]) == (["temporal_attention"], library.facts)
     assert tensorrt_plan._facts(*arguments, BuildOptions(), TASKS)["plugins_library"] == {}
+    for asked, taken in ((None, 1), (0, 0), (3, 3)):  # left to us, it is the level that was measured
+        assert (
+            tensorrt_plan._facts(*arguments, BuildOptions(optimization_level=asked), TASKS)["optimization_level"]
+            == taken
+        )
 
     monkeypatch.setattr(tensorrt_plan, "write_tensorrt_plan", lambda *_, **__: tensorrt_plan.Built(1.0, 2, None, ""))
     command = ["builder.py", "-i", "c-model", "-o", "engine.plan", "--backend", "tensorrt"]

@@ -61,7 +61,10 @@ def parse_args() -> argparse.Namespace:
         "--workspace", type=float, metavar="GIB", help="scratch memory of a layer (default: TensorRT's, all there is)"
     )
     trt.add_argument(
-        "--builder-opt", type=int, choices=range(6), help="0 quick build ... 5 long search for fast kernels"
+        "--builder-opt",
+        type=int,
+        choices=range(6),
+        help="0 quick build ... 5 long search for fast kernels (default: 1; tensorrt-rtx: its own)",
     )
     trt.add_argument(
         "--plugins", default="auto", help="auto (default: all, where the library is built), off, or names: A,B"

@@ -26,7 +26,7 @@ class BuildOptions:
     Attributes:
         dtype: the network's type, "float32" or "float16".
         workspace: bytes of scratch memory that a layer may use, at most. A compiled region counts as one layer.
-        optimization_level: 0 (fast build) to 5 (long search).
+        optimization_level: 0 (fast build) to 5 (long search); None: Flavour.optimization_level.
         timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
         aux_streams: streams beside the main one on which independent parts may run; TensorRT for RTX chooses itself.
@@ -128,8 +128,9 @@ def _configure(config: Any, flavour: Flavour, options: BuildOptions) -> Any:
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper())
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
+    level = flavour.optimization_level if options.optimization_level is None else options.optimization_level
+    if level is not None:
+        config.builder_optimization_level = level
     if options.aux_streams is not None:
         config.max_aux_streams = options.aux_streams
     if options.progress is None or not hasattr(trt, "IProgressMonitor"):
