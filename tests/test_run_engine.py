@@ -58,6 +58,6 @@ def test_whole_run(gpu, plan, data, tmp_path, capsys):
 def test_engine_of_another_version(gpu, plan, data, tmp_path):
     """One line, and no result."""
     change(plan, version="8.5.3")
-    with pytest.raises(Exception, match="built with tensorrt 8.5.3, here is 8.6.0"):
+    with pytest.raises(Exception, match=r"built with tensorrt 8\.5\.3, here is 8\.6\.0"):
         run.main(["-i", str(data), "-e", str(plan), "-o", str(tmp_path / "result")])
     assert not (tmp_path / "result").exists()

@@ -73,8 +73,8 @@ class Flavour:
         if not self.rtx and (major, minor) < (8, 6):
             raise UniADError(f"TensorRT {self.version} is too old: install 8.6 or newer, or tensorrt_rtx")
         self.strongly_typed = self.rtx or major >= 10
-        # Where kernels are timed while an engine is built, TensorRT's own level 3 takes over 12 minutes for the full size
-        # and was never seen to end; 1 takes 6 (docs/benchmarks.md).
+        # Where kernels are timed while an engine is built, TensorRT's own level 3 takes over 12 minutes for the full
+        # size and was never seen to end; 1 takes 6 (docs/benchmarks.md).
         self.optimization_level = None if self.rtx else 1
         self._moves = {trt.LayerType.__members__.get(name) for name in _MOVES}
         self.types = {ours: trt.DataType.__members__.get(name) for ours, name in _TYPE_NAMES.items()}
