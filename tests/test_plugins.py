@@ -17,7 +17,7 @@ from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
-from trtllm import Network, Tensor, net_guard, plugin_weights, tensorrt_plugins
+from trtllm import Network, Tensor, net_guard, plugin_weights, sampled_attention, tensorrt_plugins
 from trtllm import vision as V
 from trtllm.plugin_weights import COMMON_LAYOUT, HOPPER_LAYOUT
 from trtllm.tensorrt_plugins import (
@@ -140,13 +140,15 @@ def test_executor():
     with net_guard(Network(executor, half)):
         value, reference = tensor(half, 1, 60, 8, 32), tensor("float32", 1, 10, 4, 2)
         offsets, logits = tensor(half, 1, 10, 8, 4, 4, 2), tensor(half, 1, 10, 8, 16)
-        V.deformable_attention(value, reference, offsets, logits, [(6, 10)], num_queries=40)
+        sampled_attention.deformable_attention(value, reference, offsets, logits, [(6, 10)], num_queries=40)
         maps, cells = tensor(half, 2, 60, 8, 32), tensor("float32", 60, 2)
-        V.temporal_attention(maps, cells, tensor(half, 60, 8, 2, 4, 2), tensor(half, 60, 8, 2, 4), (6, 10))
+        sampled_attention.temporal_attention(
+            maps, cells, tensor(half, 60, 8, 2, 4, 2), tensor(half, 60, 8, 2, 4), (6, 10)
+        )
         cameras, points, seen = tensor(half, 6, 60, 8, 32), tensor("float32", 6, 25, 4, 2), tensor("bool", 6, 25, 4)
         offsets, logits = tensor(half, 25, 8, 1, 8, 2), tensor(half, 25, 8, 8)
-        V.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
-        V.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
+        sampled_attention.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
+        sampled_attention.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
         weight = tensor(half, 64, 32, 3, 3, array=np.ones((64, 32, 3, 3), np.float16))
         statistics = [tensor("float32", 64, array=np.ones(64, np.float32)) for _ in range(4)]
         image, offset_mask = tensor(half, 2, 32, 5, 6), tensor(half, 2, 27, 5, 6)
@@ -186,9 +188,9 @@ def test_executor():
     attributes = {"width": 64.0, "height": 32.0, "min_depth": 1e-5}
     with net_guard(Network(executor, half)):
         layers = tensor(half, 6, 60, 48, 32)
-        V.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=40)
+        sampled_attention.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=40)
         with pytest.raises(ValueError, match="8 heads from 41 of 48"):
-            V.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=41)
+            sampled_attention.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=41)
     assert executor.recorded[-1][1][0] == (6, 60, 48, 32) and executor.recorded[-1][2]["first_head"] == 40
     assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
 
