@@ -1,5 +1,6 @@
-"""Choosing and loading the plugin library, and what the plugin executor hands to TensorRT (a stand-in records it)."""
+"""The plugin library, found and loaded, its glue, and what the executor hands to TensorRT (a stand-in records it)."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -30,6 +31,8 @@ from trtllm.tensorrt_plugins import (
     select_plugins,
 )
 
+INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
+CUDA = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 STUB = """
 extern "C" const char* uniad_plugins_build(void) { return "version=%s tensorrt=%s architectures=sm_90"; }
 extern "C" int uniad_plugins_check_device(void) { return %d; }
@@ -312,6 +315,17 @@ def test_numbers_of_the_header():
     assert len(defined) == 9
     assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
     assert defined["MAX_LEVELS"] == kernel_structures.MAX_LEVELS
+
+
+@pytest.mark.parametrize("include", INCLUDES or [None], ids=lambda path: path.parent.name if path else "none")
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "plugins" / "src").glob("*.cpp")))
+def test_glue_compiles(include, source):
+    """Against each TensorRT whose headers lie in third_party/tensorrt-<version>/include."""
+    if include is None or not (CUDA / "include" / "cuda_runtime_api.h").exists() or shutil.which("g++") is None:
+        pytest.skip("needs g++, CUDA's headers and third_party/tensorrt-<version>/include")
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]
+    system = ["-isystem", include, "-isystem", CUDA / "include"]
+    subprocess.run(["g++", *flags, *system, ROOT / "plugins" / "src" / source], check=True)
 
 
 class RecordingTensorRT:
