@@ -79,7 +79,7 @@ def composed(function: str, module: str = "trtllm.vision"):
 
 
 def attention_operations() -> list[Operation]:
-    half = torch.float16
+    half, module = torch.float16, "trtllm.sampled_attention"
     queries, width = 40000, 256
     points, mask, columns = cases.camera_rig_points("base_e2e")
     pairs = float(mask.any(2).sum())  # (camera, query) pairs that are sampled
@@ -98,10 +98,10 @@ def attention_operations() -> list[Operation]:
             "sampling_offsets": case["sampling_offsets"].permute(2, 0, 1, 3, 4).unsqueeze(3),
             "attention_logits": case["attention_logits"].permute(2, 0, 1, 3),
         }
-        return composed("deformable_attention")(plain).handle.mean(0)
+        return composed("deformable_attention", module)(plain).handle.mean(0)
 
     def camera_composed(case: cases.Case):
-        return composed("camera_cross_attention")({**case, "visible": case["visible"].bool()})
+        return composed("camera_cross_attention", module)({**case, "visible": case["visible"].bool()})
 
     def make(**size):
         return lambda: cases.deformable_case(half, DEVICE, MAP, **size)
@@ -119,17 +119,17 @@ def attention_operations() -> list[Operation]:
             lambda: cases.camera_case(half, DEVICE, SHAPES, points, mask, value_heads=48, first_head=40), camera,
             camera_composed, (queries, width), pairs * 32 * sample),
         Operation(
-            "map encoder attention, 40000 x 8 x 4", 0.08, make(), deformable, composed("deformable_attention"),
+            "map encoder attention, 40000 x 8 x 4", 0.08, make(), deformable, composed("deformable_attention", module),
             (1, queries, width), queries * 4 * sample),
         Operation(
             "map encoder attention, flat buffer", 0.08, make(levels=4, flat_buffer=True), deformable,
-            composed("deformable_attention"), (1, queries, width), queries * 4 * sample),
+            composed("deformable_attention", module), (1, queries, width), queries * 4 * sample),
         Operation(
             "decoder attention, 1157 queries", None, make(queries=1157), deformable,
-            composed("deformable_attention"), (1, 1157, width), 1157 * 4 * sample),
+            composed("deformable_attention", module), (1, 1157, width), 1157 * 4 * sample),
         Operation(
             "motion attention, 257 x 6 x 12", None, make(queries=18504), deformable,
-            composed("deformable_attention"), (1, 18504, width), 18504 * 4 * sample),
+            composed("deformable_attention", module), (1, 18504, width), 18504 * 4 * sample),
     ]  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def deformable_attention(
     variant: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """trtllm.vision.deformable_attention; with `mean` trtllm.vision.temporal_attention. `out` is used when given."""
+    """trtllm.sampled_attention.deformable_attention; with `mean` its temporal_attention. `out` is used when given."""
     batch, cells, value_heads, channels = value.shape
     heads = sampling_offsets.shape[1 if mean else 2]
     source = reference_points.shape[0 if mean else 1]
@@ -128,7 +128,7 @@ def camera_cross_attention(
     variant: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """trtllm.vision.camera_cross_attention; `visible` is int32 here. `out` is used when given."""
+    """trtllm.sampled_attention.camera_cross_attention; `visible` is int32 here. `out` is used when given."""
     cameras, cells, value_heads, channels = value.shape
     queries, heads, levels, points, _ = sampling_offsets.shape
     assert visible.dtype == torch.int32

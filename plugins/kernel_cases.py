@@ -3,7 +3,8 @@
 The merging of masks has its reference in tests/op_references.py.
 
 Sampling offsets are drawn as trained networks have them: Deformable DETR's start (each head looks in its own direction,
-each point one cell farther) and noise around it. Shapes as in trtllm.vision.
+each point one cell farther) and noise around it. Shapes as in trtllm.sampled_attention and
+trtllm.vision.
 """
 
 import math

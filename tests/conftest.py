@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from kernels_support import kernels, library  # noqa: F401
 
 from errors import UniADError
 from trtllm.tensorrt_flavours import Flavour, load_flavour

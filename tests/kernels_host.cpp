@@ -1,4 +1,4 @@
-// The kernels' threads run one after another on the host, behind the same C interface. Built by test_plugins_host.py.
+// The kernels' threads run one after another on the host, behind the same C interface. Built by kernels_support.py.
 #include <array>
 #include <vector>
 

@@ -1,5 +1,5 @@
 // The kernels that multiply on tensor cores, on the host (host_block.h), behind the C interface of kernels.h. Built by
-// test_plugins_host.py together with kernels_host.cpp.
+// test_matrix_kernels.py.
 #include "host_block.h"
 #include "kernels/attention_masks.cuh"
 #include "kernels/memory_attention.cuh"

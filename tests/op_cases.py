@@ -1,4 +1,4 @@
-"""Every operation of trtllm.functional and trtllm.vision: inputs, a plain-torch reference, a broken variant.
+"""Every operation of the functional API and of vision: inputs, a plain-torch reference, a broken variant.
 
 One table for the torch executors (test_functional.py), the TensorRT builds (test_tensorrt_build.py) and the run on a
 GPU (gpu/check_ops.py). It imports without torch: a reference takes the torch module as its first argument. All float
@@ -37,6 +37,13 @@ from layers.track_life_cycle import EgoMotion, propagate
 from trtllm import functional as F
 from trtllm import net_dtype
 from trtllm import vision as V
+from trtllm.sampled_attention import (
+    camera_cross_attention,
+    deformable_attention,
+    sample_levels,
+    sampling_points,
+    temporal_attention,
+)
 
 BOTH, ONLY32 = ("float32", "float16"), ("float32",)
 # Error allowed, as a fraction of max(1, largest reference): a few roundings of the type; sums round more often.
@@ -476,41 +483,41 @@ POINTS, BOXES = (
     np.concatenate([uniform(0, 1, 2, 5, 2, 2), uniform(0.1, 0.5, 2, 5, 2, 2)], -1),
 )
 OFFSETS, LOGITS = normal(2, 5, 2, 2, 3, 2), normal(2, 5, 2, 6)
-case("deformable_attention", lambda *x: V.deformable_attention(*x, SHAPES),
-     lambda t, *x: deform_attention(t, *x, SHAPES), lambda v, r, o, a: V.deformable_attention(v, r, -o, a, SHAPES),
+case("deformable_attention", lambda *x: deformable_attention(*x, SHAPES),
+     lambda t, *x: deform_attention(t, *x, SHAPES), lambda v, r, o, a: deformable_attention(v, r, -o, a, SHAPES),
      VALUE, POINTS, OFFSETS, LOGITS, islands=(1,))
-case("deformable_attention boxes", lambda *x: V.deformable_attention(*x, SHAPES),
+case("deformable_attention boxes", lambda *x: deformable_attention(*x, SHAPES),
      lambda t, *x: deform_attention(t, *x, SHAPES),
-     lambda v, r, o, a: V.deformable_attention(v, F.narrow(r, -1, 0, 2), o, a, SHAPES), VALUE, BOXES, OFFSETS, LOGITS,
+     lambda v, r, o, a: deformable_attention(v, F.narrow(r, -1, 0, 2), o, a, SHAPES), VALUE, BOXES, OFFSETS, LOGITS,
      islands=(1,))
 # Four channels have no kernel: the composition, also with plugins. The inputs are float16 numbers and cost nothing, but
 # TensorRT 8.6 stores the locations, float32 by intent, as float16 (docs/fidelity.md). Emulated in torch, all else in
 # float32: 3.87e-3 with the inputs for which the GPU gave just that; with 1500 random ones of these shapes, relative to
 # max(1, largest), 1.8e-3 at the median, 4.4e-3 at the 99th percentile, 7.6e-3 at most.
-case("deformable_attention levels on one", lambda *x: V.deformable_attention(*x, SHAPES[:1], num_queries=9),
+case("deformable_attention levels on one", lambda *x: deformable_attention(*x, SHAPES[:1], num_queries=9),
      lambda t, *x: deform_attention(t, *x, SHAPES[:1], num_queries=9),
-     lambda v, r, o, a: V.deformable_attention(v, r, o, -a, SHAPES[:1], num_queries=9), VALUE[:, :48], POINTS, OFFSETS,
+     lambda v, r, o, a: deformable_attention(v, r, o, -a, SHAPES[:1], num_queries=9), VALUE[:, :48], POINTS, OFFSETS,
      LOGITS, islands=(1,), tolerance=(3e-6, 5e-3))
-case("sampling_points", lambda *x: list(V.sampling_points(*x, SHAPES)), lambda t, *x: list(sampling(t, *x, SHAPES)),
-     lambda r, o, a: list(V.sampling_points(r, -o, a, SHAPES)), POINTS, OFFSETS, LOGITS, islands=(0,),
+case("sampling_points", lambda *x: list(sampling_points(*x, SHAPES)), lambda t, *x: list(sampling(t, *x, SHAPES)),
+     lambda r, o, a: list(sampling_points(r, -o, a, SHAPES)), POINTS, OFFSETS, LOGITS, islands=(0,),
      tolerance=(3e-6, 3e-6))
-case("sample_levels", lambda *x: V.sample_levels(*x, SHAPES), lambda t, *x: sampled_levels(t, *x, SHAPES),
-     lambda v, at, by: V.sample_levels(v, 1.0 - at, by, SHAPES), VALUE, uniform(-0.1, 1.1, 2, 5, 2, 2, 3, 2),
+case("sample_levels", lambda *x: sample_levels(*x, SHAPES), lambda t, *x: sampled_levels(t, *x, SHAPES),
+     lambda v, at, by: sample_levels(v, 1.0 - at, by, SHAPES), VALUE, uniform(-0.1, 1.1, 2, 5, 2, 2, 3, 2),
      uniform(0, 1, 2, 5, 2, 2, 3), islands=(1, 2))
-case("temporal_attention", lambda *x: V.temporal_attention(*x, SHAPES[0]),
-     lambda t, *x: temporal(t, *x, SHAPES[0]), lambda v, r, o, a: V.temporal_attention(v, r, o, -a, SHAPES[0]),
+case("temporal_attention", lambda *x: temporal_attention(*x, SHAPES[0]),
+     lambda t, *x: temporal(t, *x, SHAPES[0]), lambda v, r, o, a: temporal_attention(v, r, o, -a, SHAPES[0]),
      VALUE[:, :48], uniform(-0.1, 1.1, 5, 2), normal(5, 2, 2, 3, 2), normal(5, 2, 2, 3), islands=(1,))
 SEEN = _random.random((6, 5, 2)) < 0.4
 SEEN[:, 3] = False  # a query that no camera sees
-case("camera_cross_attention", lambda *x: V.camera_cross_attention(*x, SHAPES),
+case("camera_cross_attention", lambda *x: camera_cross_attention(*x, SHAPES),
      lambda t, *x: camera_attention(t, *x, SHAPES),
-     lambda v, r, s, o, a: V.camera_cross_attention(v, r, F.constant(np.ones((6, 5, 2), bool)), o, a, SHAPES),
+     lambda v, r, s, o, a: camera_cross_attention(v, r, F.constant(np.ones((6, 5, 2), bool)), o, a, SHAPES),
      normal(6, 60, 2, 4), uniform(-0.1, 1.1, 6, 5, 2, 2), SEEN, normal(5, 2, 2, 4, 2), normal(5, 2, 8),
      islands=(1,))
 LAYERS = normal(6, 60, 6, 4)  # the values of three layers with two heads each
-case("camera_cross_attention of one layer's heads", lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=2),
+case("camera_cross_attention of one layer's heads", lambda *x: camera_cross_attention(*x, SHAPES, first_head=2),
      lambda t, v, *x: camera_attention(t, v[:, :, 2:4], *x, SHAPES),
-     lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=4), LAYERS, uniform(-0.1, 1.1, 6, 5, 2, 2), SEEN,
+     lambda *x: camera_cross_attention(*x, SHAPES, first_head=4), LAYERS, uniform(-0.1, 1.1, 6, 5, 2, 2), SEEN,
      normal(5, 2, 2, 4, 2), normal(5, 2, 8), islands=(1,))
 _c, _s = math.cos(0.3), math.sin(0.3)
 case("rotate_nearest", lambda x, m: rotate_nearest(x, m, (10, 14)), lambda t, x, m: rotate(t, x, m, 10, 14),
@@ -520,25 +527,25 @@ case("rotate_nearest", lambda x, m: rotate_nearest(x, m, (10, 14)), lambda t, x,
 # ---- the same in sizes that plugins have kernels for ---------------------------------------------------------------
 
 WIDE, WIDE_LOGITS = normal(2, 60, 2, 16), normal(2, 5, 2, 6, scale=2.0)  # 16 channels per head
-case("deformable_attention 16 channels", lambda *x: V.deformable_attention(*x, SHAPES),
-     lambda t, *x: deform_attention(t, *x, SHAPES), lambda v, r, o, a: V.deformable_attention(v, r, -o, a, SHAPES),
+case("deformable_attention 16 channels", lambda *x: deformable_attention(*x, SHAPES),
+     lambda t, *x: deform_attention(t, *x, SHAPES), lambda v, r, o, a: deformable_attention(v, r, -o, a, SHAPES),
      WIDE, BOXES, OFFSETS, WIDE_LOGITS, islands=(1,))
-case("deformable_attention 16 channels, levels on one", lambda *x: V.deformable_attention(*x, SHAPES[:1], 9),
+case("deformable_attention 16 channels, levels on one", lambda *x: deformable_attention(*x, SHAPES[:1], 9),
      lambda t, *x: deform_attention(t, *x, SHAPES[:1], num_queries=9),
-     lambda v, r, o, a: V.deformable_attention(v, r, o, -a, SHAPES[:1], num_queries=9), WIDE[:, :48], POINTS, OFFSETS,
+     lambda v, r, o, a: deformable_attention(v, r, o, -a, SHAPES[:1], num_queries=9), WIDE[:, :48], POINTS, OFFSETS,
      WIDE_LOGITS, islands=(1,), tolerance=SUMS)
-case("temporal_attention 32 channels", lambda *x: V.temporal_attention(*x, SHAPES[0]),
-     lambda t, *x: temporal(t, *x, SHAPES[0]), lambda v, r, o, a: V.temporal_attention(v, r, o, -a, SHAPES[0]),
+case("temporal_attention 32 channels", lambda *x: temporal_attention(*x, SHAPES[0]),
+     lambda t, *x: temporal(t, *x, SHAPES[0]), lambda v, r, o, a: temporal_attention(v, r, o, -a, SHAPES[0]),
      normal(2, 48, 8, 32), uniform(-0.1, 1.1, 48, 2), normal(48, 8, 2, 4, 2), normal(48, 8, 2, 4), islands=(1,))
-case("camera_cross_attention 32 channels", lambda *x: V.camera_cross_attention(*x, SHAPES),
+case("camera_cross_attention 32 channels", lambda *x: camera_cross_attention(*x, SHAPES),
      lambda t, *x: camera_attention(t, *x, SHAPES),
-     lambda v, r, s, o, a: V.camera_cross_attention(v, r, F.constant(np.ones((6, 9, 4), bool)), o, a, SHAPES),
+     lambda v, r, s, o, a: camera_cross_attention(v, r, F.constant(np.ones((6, 9, 4), bool)), o, a, SHAPES),
      normal(6, 60, 8, 32), uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.1, normal(9, 8, 2, 8, 2),
      normal(9, 8, 16), islands=(1,))
 case("camera_cross_attention 32 channels, one layer's heads",
-     lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=16),
+     lambda *x: camera_cross_attention(*x, SHAPES, first_head=16),
      lambda t, v, *x: camera_attention(t, v[:, :, 16:], *x, SHAPES),
-     lambda *x: V.camera_cross_attention(*x, SHAPES, first_head=8), normal(6, 60, 24, 32),
+     lambda *x: camera_cross_attention(*x, SHAPES, first_head=8), normal(6, 60, 24, 32),
      uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.3, normal(9, 8, 2, 8, 2), normal(9, 8, 16),
      islands=(1,))
 NARROW, NARROW_WEIGHT, NARROW_BIAS = normal(2, 64, 9, 11), normal(27, 64, 3, 3, scale=0.04), normal(27)

@@ -17,9 +17,8 @@ from layers.bev_encoder import (
 )
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
 from runtime.sequence import bev_shift, rotation_matrix
-from trtllm import Module, Tensor
+from trtllm import Module, Tensor, sampled_attention
 from trtllm import functional as F
-from trtllm import vision as V
 
 FACTOR = 3  # another order of sums than the recorded run's; measured: up to 2 times the floor
 LEVELS = [f"fpn.{level}" for level in range(4)]
@@ -176,14 +175,14 @@ def test_shift_moves_both_reference_points(monkeypatch):
     """[T] The shift enters the current map's reference points too, and counts without a history."""
     unshifted = run_encoder(0, shift=np.zeros(2))["bev.layer0"]
     assert_differs(unshifted, tiny_frame(0)["bev.layer0"][0], 1e-2, "no shift without a history")
-    attention = V.temporal_attention
+    attention = sampled_attention.temporal_attention
 
     def repaired(value, reference_points, offsets, logits, spatial_shape):
         cells = tiny_shift(1) * np.asarray(spatial_shape[::-1])  # x, y
         of_maps = np.stack([0 * cells, cells]).reshape(1, 1, 2, 1, 2).astype(np.float32)
         return attention(value, reference_points, offsets - const(of_maps), logits, spatial_shape)
 
-    monkeypatch.setattr(V, "temporal_attention", repaired)
+    monkeypatch.setattr(sampled_attention, "temporal_attention", repaired)
     assert_differs(run_encoder(1)["bev.layer0"], tiny_frame(1)["bev.layer0"][0], 1e-2, "only the history shifted")
 
 

@@ -15,7 +15,7 @@ from support import ROOT
 
 from errors import UniADError
 from runtime import cuda
-from trtllm import Network, net_guard, vision
+from trtllm import Network, net_guard, sampled_attention
 from trtllm import functional as F
 from trtllm.torch_executor import TorchExecutor
 
@@ -84,7 +84,7 @@ def test_what_is_not_finite_passes_only_where_the_reference_is_the_same(referenc
 def test_locations_stored_as_float16(references, monkeypatch):
     """What TensorRT 8.6 does with deformable attention's locations: the case allows for it, in float16 alone."""
     (index,) = [i for i, case in enumerate(CASES) if case.name == "deformable_attention levels on one"]
-    wanted, exact = check_ops.read_references(references), vision.sampling_points
+    wanted, exact = check_ops.read_references(references), sampled_attention.sampling_points
     inputs = op_engines.input_arrays([index], "float16")
 
     def error():
@@ -98,7 +98,7 @@ def test_locations_stored_as_float16(references, monkeypatch):
         return F.cast(F.cast(locations, "float16"), "float32"), weights
 
     assert error()["error"] < 2e-4
-    monkeypatch.setattr(vision, "sampling_points", stored)
+    monkeypatch.setattr(sampled_attention, "sampling_points", stored)
     assert error()["error"] > 5e-4 and error()["share"] < 1
     assert CASES[index].tolerance[0] == FEW[0]
 

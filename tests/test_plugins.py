@@ -1,5 +1,6 @@
-"""Choosing and loading the plugin library, and what the plugin executor hands to TensorRT (a stand-in records it)."""
+"""The plugin library, found and loaded, its glue, and what the executor hands to TensorRT (a stand-in records it)."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -17,7 +18,7 @@ from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
-from trtllm import Network, Tensor, net_guard, plugin_weights, tensorrt_plugins
+from trtllm import Network, Tensor, net_guard, plugin_weights, sampled_attention, tensorrt_plugins
 from trtllm import vision as V
 from trtllm.plugin_weights import COMMON_LAYOUT, HOPPER_LAYOUT
 from trtllm.tensorrt_plugins import (
@@ -30,6 +31,8 @@ from trtllm.tensorrt_plugins import (
     select_plugins,
 )
 
+INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
+CUDA = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 STUB = """
 extern "C" const char* uniad_plugins_build(void) { return "version=%s tensorrt=%s architectures=sm_90"; }
 extern "C" int uniad_plugins_check_device(void) { return %d; }
@@ -140,13 +143,15 @@ def test_executor():
     with net_guard(Network(executor, half)):
         value, reference = tensor(half, 1, 60, 8, 32), tensor("float32", 1, 10, 4, 2)
         offsets, logits = tensor(half, 1, 10, 8, 4, 4, 2), tensor(half, 1, 10, 8, 16)
-        V.deformable_attention(value, reference, offsets, logits, [(6, 10)], num_queries=40)
+        sampled_attention.deformable_attention(value, reference, offsets, logits, [(6, 10)], num_queries=40)
         maps, cells = tensor(half, 2, 60, 8, 32), tensor("float32", 60, 2)
-        V.temporal_attention(maps, cells, tensor(half, 60, 8, 2, 4, 2), tensor(half, 60, 8, 2, 4), (6, 10))
+        sampled_attention.temporal_attention(
+            maps, cells, tensor(half, 60, 8, 2, 4, 2), tensor(half, 60, 8, 2, 4), (6, 10)
+        )
         cameras, points, seen = tensor(half, 6, 60, 8, 32), tensor("float32", 6, 25, 4, 2), tensor("bool", 6, 25, 4)
         offsets, logits = tensor(half, 25, 8, 1, 8, 2), tensor(half, 25, 8, 8)
-        V.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
-        V.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
+        sampled_attention.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
+        sampled_attention.camera_cross_attention(cameras, points, seen, offsets, logits, [(6, 10)])
         weight = tensor(half, 64, 32, 3, 3, array=np.ones((64, 32, 3, 3), np.float16))
         statistics = [tensor("float32", 64, array=np.ones(64, np.float32)) for _ in range(4)]
         image, offset_mask = tensor(half, 2, 32, 5, 6), tensor(half, 2, 27, 5, 6)
@@ -186,9 +191,9 @@ def test_executor():
     attributes = {"width": 64.0, "height": 32.0, "min_depth": 1e-5}
     with net_guard(Network(executor, half)):
         layers = tensor(half, 6, 60, 48, 32)
-        V.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=40)
+        sampled_attention.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=40)
         with pytest.raises(ValueError, match="8 heads from 41 of 48"):
-            V.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=41)
+            sampled_attention.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=41)
     assert executor.recorded[-1][1][0] == (6, 60, 48, 32) and executor.recorded[-1][2]["first_head"] == 40
     assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
 
@@ -310,6 +315,17 @@ def test_numbers_of_the_header():
     assert len(defined) == 9
     assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
     assert defined["MAX_LEVELS"] == kernel_structures.MAX_LEVELS
+
+
+@pytest.mark.parametrize("include", INCLUDES or [None], ids=lambda path: path.parent.name if path else "none")
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "plugins" / "src").glob("*.cpp")))
+def test_glue_compiles(include, source):
+    """Against each TensorRT whose headers lie in third_party/tensorrt-<version>/include."""
+    if include is None or not (CUDA / "include" / "cuda_runtime_api.h").exists() or shutil.which("g++") is None:
+        pytest.skip("needs g++, CUDA's headers and third_party/tensorrt-<version>/include")
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]
+    system = ["-isystem", include, "-isystem", CUDA / "include"]
+    subprocess.run(["g++", *flags, *system, ROOT / "plugins" / "src" / source], check=True)
 
 
 class RecordingTensorRT:

@@ -40,10 +40,10 @@ from trtllm.tensorrt_plugins import OPERATIONS, select_plugins
 
 # FP32: largest error relative to the largest value; of maps, the share of cells that differ.
 FP32_BOUND = 1e-3
-# FP16: norms (golden_frames.Comparison). What float16 costs the torch executor on the CPU, worst of the eight frames and
-# of 30 ways to round the same weights (float16_noise.py); an engine is one more such way, hence the factor. The noise
-# grows along a scene, with the carried state; a track or a lane whose score is near its threshold comes or goes as a
-# whole, with its occupancy.
+# FP16: norms (golden_frames.Comparison). What float16 costs the torch executor on the CPU, worst of the eight frames
+# and of 30 ways to round the same weights (float16_noise.py); an engine is one more such way, hence the factor. The
+# noise grows along a scene, with the carried state; a track or a lane whose score is near its threshold comes or goes
+# as a whole, with its occupancy.
 FP16_FACTOR = 1.25
 FP16_NOISE = {
     "boxes_3d": 0.0088, "scores_3d": 0.044, "track_scores": 0.044, "scores_3d_det": 0.04,

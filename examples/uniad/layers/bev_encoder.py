@@ -11,9 +11,8 @@ from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
 from layers.deformable_attention import Joint, joint_values
-from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, tap
+from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, sampled_attention, tap
 from trtllm import functional as F
-from trtllm import vision as V
 
 
 class LearnedPositionalEncoding(Module):
@@ -60,7 +59,7 @@ class TemporalSelfAttention(Module):
         logits = F.view(self.attention_weights(pair), (q, m, 2, p))
         value = self.value_proj(F.stack([history, current], 0))  # (2,S,D)
         value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
-        out = V.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
+        out = sampled_attention.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
         return self.output_proj(out)
 
 
@@ -90,7 +89,9 @@ class MSDeformableAttention3D(Module):
         offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
         logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
         value, first_head = joint or (F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False), 0)
-        return V.camera_cross_attention(value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head)
+        return sampled_attention.camera_cross_attention(
+            value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head
+        )
 
 
 class SpatialCrossAttention(Module):

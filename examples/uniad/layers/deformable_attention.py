@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from layers.basic import Linear
-from trtllm import Module, Tensor, net_dtype
+from trtllm import Module, Tensor, net_dtype, sampled_attention
 from trtllm import functional as F
 from trtllm import vision as V
 
@@ -21,8 +21,8 @@ def joint_values(
 ) -> Sequence[Joint | None]:
     """Of each layer its values, made by one projection of the features (…,S,D) that all layers share.
 
-    None where the executor's `operation` (a function of trtllm.vision) has no use for it: each layer then projects the
-    features itself, which takes less memory.
+    None where the executor's `operation` (a function of trtllm.sampled_attention) has no use for it: each layer then
+    projects the features itself, which takes less memory.
     """
     dims = features.shape[-1]
     if not V.offered("joint_values", operation, dims // heads, tuple(spatial_shapes)):
@@ -41,8 +41,8 @@ class MultiScaleDeformableAttention(Module):
     same with num_levels 1.
 
     `num_levels` > 1 is the released configuration: its four levels meet the one level there is, and queries read each
-    other's sampling points (the flat-buffer rule of V.deformable_attention). Only the first ceil(Q / num_levels)
-    queries' offsets, weights and reference points are then ever read, so only these are computed.
+    other's sampling points (the flat-buffer rule of sampled_attention.deformable_attention). Only the first
+    ceil(Q / num_levels) queries' offsets, weights and reference points are then ever read, so only these are computed.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, num_levels: int, num_points: int):
@@ -76,7 +76,7 @@ class MultiScaleDeformableAttention(Module):
         reference = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))
         reference = F.expand(reference, (1, read, levels, reference.shape[-1]))  # (1,R,L,2|4)
         values, first_head = joint or (F.view(self.value_proj(value), (1, value.shape[0], m, d // m)), 0)
-        out = V.deformable_attention(
+        out = sampled_attention.deformable_attention(
             values, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None, first_head
         )  # (1,Q,D)
         return self.output_proj(F.squeeze(out, 0))

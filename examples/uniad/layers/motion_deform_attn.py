@@ -6,9 +6,8 @@ Source: OpenDriveLab/UniAD, projects/mmdet3d_plugin/uniad/dense_heads/motion_hea
 from config import UniADConfig
 from layers.basic import FFN, LayerNorm, Linear, normalise_range
 from layers.deformable_attention import Joint
-from trtllm import Module, ModuleList, Sequential, Tensor
+from trtllm import Module, ModuleList, Sequential, Tensor, sampled_attention
 from trtllm import functional as F
-from trtllm import vision as V
 
 
 class MotionDeformableAttention(Module):
@@ -52,7 +51,9 @@ class MotionDeformableAttention(Module):
         reference = F.view(normalise_range(goal, c.pc_range), (1, rows, 1, 2))
         reference = F.repeat_interleave(reference, steps, 1)  # (1,R*steps,1,2)
         shapes = [(c.bev_h, c.bev_w)]
-        out = V.deformable_attention(value, reference, offsets, logits, shapes, first_head=first)  # (1,R*steps,D)
+        out = sampled_attention.deformable_attention(
+            value, reference, offsets, logits, shapes, first_head=first
+        )  # (1,R*steps,D)
         return query + self.output_proj(F.view(out, (rows, steps * d)))
 
 

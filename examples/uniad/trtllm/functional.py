@@ -3,7 +3,7 @@
 Rules that hold on every executor, so that a network that runs on torch also builds on TensorRT:
 shapes are static; both sides of a binary operation have one type; a Python number takes the other side's type;
 gather is element-wise (GatherElements), index_select takes whole slices; comparisons give bool.
-What TensorRT-LLM does not have is in trtllm/vision.py.
+What TensorRT-LLM does not have is in trtllm/vision.py and trtllm/sampled_attention.py.
 """
 
 import builtins

@@ -4,7 +4,7 @@ Handles are ITensors. Their types are what the calls say: strongly typed network
 constraints on every layer that computes (tensorrt_flavours.py). Which functions add the layers is the business of
 tensorrt_layers.py and tensorrt_llm_layers.py; here the layers and their tensors are named by module path and operation.
 Operations that have no method here (deformable attention, atan2, …) are built from the compositions of
-trtllm/vision.py.
+trtllm/vision.py and trtllm/sampled_attention.py.
 """
 
 import collections

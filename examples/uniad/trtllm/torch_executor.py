@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as TF
 from ranges import pop_range, push_range
 
-from trtllm import vision
+from trtllm import sampled_attention, vision
 from trtllm.functional import make
 from trtllm.network import Tensor
 from trtllm.torch_sampling import BLOCK, LevelTable, deform_conv
@@ -221,7 +221,9 @@ class TorchCPUExecutor(TorchExecutor):
     def deformable_attention(self, value, reference_points, offsets, logits, spatial_shapes, num_queries, first_head):
         if value.dtype != "float32":
             return None
-        locations, weights = vision.sampling_points(reference_points, offsets, logits, spatial_shapes, num_queries)
+        locations, weights = sampled_attention.sampling_points(
+            reference_points, offsets, logits, spatial_shapes, num_queries
+        )
         heads = value.handle[:, :, first_head : first_head + offsets.shape[2]]  # (B,S,M,C), a view
         triples = zip(heads, locations.handle, weights.handle)
         return make(torch.stack([LevelTable(v, spatial_shapes).sample(at, by) for v, at, by in triples]), "float32")
