@@ -131,9 +131,9 @@ def measure(session, frames, args: argparse.Namespace) -> dict:
 def built_plans(args: argparse.Namespace, c_model: CModel) -> Iterator[pathlib.Path]:
     """An engine of each of --dtypes, built where it is not there."""
     from runtime.tensorrt_plan import write_tensorrt_plan
+    from trtllm.plugin_library import select_plugins
     from trtllm.tensorrt_builder import BuildOptions
     from trtllm.tensorrt_flavours import load_flavour
-    from trtllm.tensorrt_plugins import select_plugins
 
     flavour = load_flavour(args.backend)
     plugins = select_plugins(args.plugins, flavour)

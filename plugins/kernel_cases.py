@@ -20,8 +20,8 @@ import torch.nn.functional as TF
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples" / "uniad"))
 
+from trtllm.plugin_library import HOPPER_CHANNELS, HOPPER_OUTPUTS
 from trtllm.plugin_weights import pack_deform_weight
-from trtllm.tensorrt_plugins import HOPPER_CHANNELS, HOPPER_OUTPUTS
 
 Shapes = Sequence[tuple[int, int]]
 Case = dict[str, Any]

@@ -18,10 +18,10 @@ from data.recipe import recipe_anchors, recipe_state
 from errors import UniADError
 from runtime import cuda, self_check, tensorrt_plan
 from runtime.plan_files import Sidecar, sidecar_path
-from trtllm import tensorrt_plugins
+from trtllm import plugin_library
+from trtllm.plugin_library import OPERATIONS, PluginLibrary
 from trtllm.tensorrt_builder import BuildOptions, Engine
 from trtllm.tensorrt_flavours import load_flavour
-from trtllm.tensorrt_plugins import OPERATIONS, PluginLibrary
 from weight import ANCHORS_KEY, COUNTER_SUFFIX, CModel
 
 TINY = load_config("tiny_e2e")
@@ -170,7 +170,7 @@ def test_plugins_of_a_plan(write, monkeypatch, capsys):
     monkeypatch.setattr(tensorrt_plan, "write_tensorrt_plan", lambda *_, **__: tensorrt_plan.Built(1.0, 2, None, ""))
     command = ["builder.py", "-i", "c-model", "-o", "engine.plan", "--backend", "tensorrt"]
     for found, said in [(None, True), (library.path, False)]:
-        monkeypatch.setattr(tensorrt_plugins, "find_library", lambda path=found: path)
+        monkeypatch.setattr(plugin_library, "find_library", lambda path=found: path)
         monkeypatch.setattr(sys, "argv", command)
         what = builder.build_tensorrt(builder.parse_args(), arguments[0], list(TASKS))
         assert ("--plugins auto: no plugin library here" in capsys.readouterr().out) == said

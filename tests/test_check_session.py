@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "tests" / "gpu"))
 
 import check_session
 
-from trtllm.tensorrt_plugins import OPERATIONS
+from trtllm.plugin_library import OPERATIONS
 
 PATH = pathlib.Path("engine.plan")
 

@@ -18,18 +18,18 @@ from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
-from trtllm import Network, Tensor, net_guard, plugin_weights, sampled_attention, tensorrt_plugins
+from trtllm import Network, Tensor, net_guard, plugin_library, plugin_weights, sampled_attention
 from trtllm import vision as V
-from trtllm.plugin_weights import COMMON_LAYOUT, HOPPER_LAYOUT
-from trtllm.tensorrt_plugins import (
+from trtllm.plugin_library import (
     OPERATIONS,
     VERSION,
-    PluginExecutor,
     PluginLibrary,
     find_library,
     load_plugins,
     select_plugins,
 )
+from trtllm.plugin_weights import COMMON_LAYOUT, HOPPER_LAYOUT
+from trtllm.tensorrt_plugins import PluginExecutor
 
 INCLUDES = sorted(ROOT.glob("third_party/tensorrt-*/include"))
 CUDA = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
@@ -55,7 +55,7 @@ def stub(tmp_path, monkeypatch):
     """Makes libraries that say what they are told to; the registry is one that they accept."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ for a stand-in library")
-    monkeypatch.setattr(tensorrt_plugins, "_registry", lambda flavour: 1)
+    monkeypatch.setattr(plugin_library, "_registry", lambda flavour: 1)
 
     def make(version=VERSION, tensorrt="8.6", device=0):
         source = tmp_path / f"stub{len(list(tmp_path.iterdir()))}.cpp"
@@ -103,7 +103,7 @@ def test_loading(stub, tmp_path):
 
 
 def test_missing_library(monkeypatch):
-    monkeypatch.setattr(tensorrt_plugins, "find_library", lambda: None)
+    monkeypatch.setattr(plugin_library, "find_library", lambda: None)
     assert select_plugins("auto", flavour()) == ()
     with pytest.raises(UniADError, match=r"libuniad_plugins.so is missing; build it with plugins/build.sh"):
         load_plugins(flavour())
@@ -313,7 +313,7 @@ def test_numbers_of_the_header():
     defined = {name: int(value) for name, value in re.findall(r"^#define UNIAD_(\w+) (\d+)", text, re.MULTILINE)}
     names = {"PLUGINS_VERSION": "VERSION"}
     assert len(defined) == 9
-    assert {name: getattr(tensorrt_plugins, names.get(name, name)) for name in defined} == defined
+    assert {name: getattr(plugin_library, names.get(name, name)) for name in defined} == defined
     assert defined["MAX_LEVELS"] == kernel_structures.MAX_LEVELS
 
 

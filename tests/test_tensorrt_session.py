@@ -16,8 +16,8 @@ from runtime import cuda, tensorrt_session
 from runtime.blocks import ALIGNMENT, pack, views
 from runtime.plan_files import PlanError, sidecar_path, write_plan
 from runtime.session import SessionError, open_session
+from trtllm.plugin_library import PluginLibrary
 from trtllm.tensorrt_flavours import load_flavour
-from trtllm.tensorrt_plugins import PluginLibrary
 
 CONFIG = load_config("tiny_e2e").replace(image_height=8, image_width=16)
 GRAPH = describe_graph(CONFIG, "float16")

@@ -153,9 +153,9 @@ def build_torch(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> 
 
 def build_tensorrt(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> str:
     from runtime.tensorrt_plan import write_tensorrt_plan
+    from trtllm.plugin_library import BUILD_HINT, select_plugins
     from trtllm.tensorrt_builder import BuildOptions
     from trtllm.tensorrt_llm_layers import load_tensorrt_llm
-    from trtllm.tensorrt_plugins import BUILD_HINT, select_plugins
 
     flavour = load_flavour(args.backend, args.log_level)
     if args.functional == "tensorrt_llm":

@@ -28,10 +28,10 @@ from op_cases import BOTH, CASES  # noqa: E402
 
 from errors import UniADError, one_line_errors  # noqa: E402
 from runtime import cuda  # noqa: E402
+from trtllm.plugin_library import select_plugins  # noqa: E402
 from trtllm.tensorrt_builder import BuildOptions  # noqa: E402
 from trtllm.tensorrt_flavours import MODULES, Flavour, load_flavour  # noqa: E402
 from trtllm.tensorrt_llm_layers import load_tensorrt_llm  # noqa: E402
-from trtllm.tensorrt_plugins import select_plugins  # noqa: E402
 
 SECONDS_PER_ENGINE = 300  # a hang counts as a failure
 

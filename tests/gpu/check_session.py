@@ -34,9 +34,9 @@ from runtime import cuda
 from runtime.sequence import Sequence
 from runtime.session import Session, open_session
 from runtime.tensorrt_plan import write_tensorrt_plan
+from trtllm.plugin_library import OPERATIONS, select_plugins
 from trtllm.tensorrt_builder import BuildOptions
 from trtllm.tensorrt_flavours import load_flavour
-from trtllm.tensorrt_plugins import OPERATIONS, select_plugins
 
 # FP32: largest error relative to the largest value; of maps, the share of cells that differ.
 FP32_BOUND = 1e-3

@@ -27,9 +27,9 @@ from runtime.tensorrt_plan import frame_outputs
 from trtllm import Tensor
 from trtllm import functional as F
 from trtllm.network import default_net
+from trtllm.plugin_library import select_plugins
 from trtllm.tensorrt_builder import BuildOptions, build_engine
 from trtllm.tensorrt_flavours import load_flavour
-from trtllm.tensorrt_plugins import select_plugins
 
 BOUNDS = {"float32": 1e-3, "float16": 0.1}
 

@@ -22,9 +22,9 @@ from runtime.self_check import Finding, check_engine, load_reference, torch_refe
 from runtime.session import TENSORRT_KINDS
 from runtime.tensorrt_session import TensorRTSession
 from trtllm import Tensor
+from trtllm.plugin_library import load_plugins
 from trtllm.tensorrt_builder import BuildOptions, Engine, build_engine
 from trtllm.tensorrt_flavours import Flavour
-from trtllm.tensorrt_plugins import load_plugins
 from weight import CModel
 
 

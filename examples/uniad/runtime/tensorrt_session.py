@@ -29,8 +29,8 @@ from runtime.kernel_cache import read_kernels, write_kernels
 from runtime.pinned_pool import PinnedPool
 from runtime.plan_files import Sidecar
 from runtime.session import TENSORRT_KINDS, SessionError
+from trtllm.plugin_library import load_plugins
 from trtllm.tensorrt_flavours import Flavour, load_flavour
-from trtllm.tensorrt_plugins import load_plugins
 
 COPIERS = 3  # threads that copy images to where the device reads them: one takes 4 to 5 ms for six of 1600 x 900
 IN_FLIGHT = 2  # frames submitted and not yet collected, at most

@@ -10,10 +10,11 @@ from typing import Any
 from errors import UniADError
 from files import whole_file
 from trtllm.network import Network, Tensor, net_guard
+from trtllm.plugin_library import load_plugins
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_llm_layers import TensorRTLLMLayers
-from trtllm.tensorrt_plugins import PluginExecutor, load_plugins
+from trtllm.tensorrt_plugins import PluginExecutor
 
 Inputs = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type, shape)
 Define = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -30,7 +31,7 @@ class BuildOptions:
         timing_cache: a file with measured kernel times, used and updated; TensorRT for RTX measures none.
         profiling_verbosity: "none", "layer_names_only" or "detailed".
         aux_streams: streams beside the main one on which independent parts may run; TensorRT for RTX chooses itself.
-        plugins: the operations that become plugins (trtllm.tensorrt_plugins.select_plugins).
+        plugins: the operations that become plugins (trtllm.plugin_library.select_plugins).
         functional: what adds the layers: "own", or "tensorrt_llm" (trtllm/tensorrt_llm_layers.py).
         compute_capabilities: what TensorRT for RTX builds for; the others build for the GPU that they run on.
         progress: called with (phase, step, steps, depth) while the engine is built, where the version reports it.
