@@ -1,5 +1,5 @@
 // The map head's masks: the logits of its last attention, head by head, through two small linear layers with ReLU
-// (AttentionTail of layers/seg_mask_head.py). No logit is written: a warp has the products of all heads of 16 queries and
+// (attention_masks of layers/seg_mask_head.py). No logit is written: a warp has the products of all heads of 16 queries and
 // 8 cells in its registers when it mixes them.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Which instance occupies a cell: the products of all instances' queries with a cell's features, their sigmoids times
-// the instances' scores, and the largest of them, in one kernel (OccHead._segment of layers/occ_head.py). No product is
+// the instances' scores, and the largest of them, in one kernel (likeliest_instance of layers/occ_head.py). No product is
 // written. A block keeps all queries of one time step in shared memory and goes through the cells, 16 a warp.
 #pragma once
 
