@@ -1,12 +1,16 @@
 # Everything below sets itself up: Python 3.11 and git are enough.
 PYTHON ?= python3.11
+PYTHON310 ?= python3.10
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 SCRIPTS := examples/uniad
+WITHOUT_TORCH := boxes check_session collision compare frames ground_truth image_buffers map_truth \
+	metrics_boxes metrics_grids metrics_motion metrics_planning nuscenes_source only_numpy pinned_pool profile results \
+	run_engine scale_out sequence summary synthetic tensorrt_session
 DEMO := $(CURDIR)/demo
 
-.PHONY: demo test lint test-full test-engines bench plugins clean
+.PHONY: demo test lint test-full test-engines test-310 bench plugins clean
 
 demo: $(READY)  ## all five steps on a tiny checkpoint and a generated nuScenes-mini, on the CPU
 	cd $(SCRIPTS) && $(PY) -m data.recipe -o $(DEMO)/input --frames 1
@@ -26,6 +30,11 @@ test-full: $(READY)  ## the full-size model: against its goldens (about 4 minute
 
 test-engines: $(READY)  ## full-size TensorRT for RTX engines, built without a GPU: about 5 minutes, 4 GB
 	$(PY) -m pytest -rsP -m full tests/test_full_engines.py
+
+test-310:  ## what surrounds an engine, without torch, under Python 3.10, which TensorRT 8.6 needs: about 2 minutes
+	$(PYTHON310) -m venv $(VENV)310
+	$(VENV)310/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-nuscenes.txt pytest==9.2.0
+	$(VENV)310/bin/python -m pytest --noconftest -p no:cacheprovider $(addprefix tests/test_,$(addsuffix .py,$(WITHOUT_TORCH)))
 
 bench: $(READY)  ## times and memory of the torch executor on this CPU, the tiny model and full size: about 4 minutes
 	$(PY) benchmarks/benchmark_cpu.py --model tiny_e2e -n 10 --warm-up 2 -o build/bench/cpu_tiny.json

@@ -8,9 +8,17 @@ import pathlib
 import secrets
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 
 from errors import UniADError
+
+# What `with np.load(path, allow_pickle=False)` and reading from it raise for a file that is no whole archive of plain
+# arrays. The file of a single array can't be entered: a TypeError, an AttributeError before Python 3.11.
+UNREADABLE = (
+    OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 def sha256_of(path: str | os.PathLike) -> str:

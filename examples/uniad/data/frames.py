@@ -10,8 +10,6 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from config import UniADConfig
 from errors import UniADError
+from files import UNREADABLE
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 COMMANDS = ("right", "left", "straight")
@@ -230,7 +229,7 @@ def _read(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
             if missing:
                 raise FrameError(f"{path}: fields missing from the frame: {', '.join(missing)}")
             return {key: file[key] for key in keys}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, KeyError) as error:
         raise FrameError(f"{path}: not a readable frame file ({error})") from error
 
 

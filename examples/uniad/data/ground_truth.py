@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -32,7 +30,7 @@ from data.scene_index import (
     rotation_of,
 )
 from errors import UniADError
-from files import whole_file
+from files import UNREADABLE, whole_file
 from runtime.boxes import from_nuscenes
 
 FUTURE_FRAMES = 6  # of occupancy and plan, half seconds
@@ -309,7 +307,7 @@ class GroundTruth:
                 with np.load(path, allow_pickle=False) as file:
                     if tuple(file["shape"]) == shape:
                         return np.unpackbits(file["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            except (*UNREADABLE, KeyError):
                 pass  # drawn again
         frames = [i for i, (s, _) in enumerate(self._frames) if s == scene]
         bar = tqdm(frames, desc=f"map {head.name}", unit="frame", disable=None, leave=False)

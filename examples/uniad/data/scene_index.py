@@ -16,8 +16,6 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,7 +25,7 @@ from tqdm import tqdm
 
 from data.frames import CAMERAS, FrameError
 from errors import UniADError
-from files import whole_file
+from files import UNREADABLE, whole_file
 
 FUTURE_STEPS = 12  # half seconds
 _FUTURE_SECONDS = 6.15  # nuscenes-devkit allows 0.15 s beyond the six seconds
@@ -374,7 +372,7 @@ def _cached_scene(path: pathlib.Path | None) -> Scene | None:
             return None
         with np.load(path, allow_pickle=False) as file:
             return Scene(**{field.name: file[field.name] for field in dataclasses.fields(Scene)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (*UNREADABLE, KeyError):
         return None
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ from tqdm import tqdm
 from config import CONVENTIONS
 from data.ground_truth import GroundTruth
 from errors import UniADError
+from files import UNREADABLE
 from report.compare import load_result
 
 
@@ -48,7 +47,7 @@ class _FileRecord(Mapping[str, np.ndarray]):
         try:
             with self._open() as file:
                 return read(file)
-        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise UniADError(f"{self._path}: not a readable frame file ({error}); make the result again") from error
 
     def __getitem__(self, key: str) -> np.ndarray:

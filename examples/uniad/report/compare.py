@@ -12,8 +12,6 @@ import functools
 import json
 import pathlib
 import re
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from errors import UniADError
+from files import UNREADABLE
 from runtime.boxes import wrap_angle
 from runtime.results import STAGES
 
@@ -183,7 +182,7 @@ def read_frame(path: pathlib.Path, lacks: Iterable[str] = ()) -> tuple[dict[str,
             if missing:
                 raise UniADError(f"{path}: not a whole result record, {', '.join(missing)} missing")
             arrays = {key: file[key] for key in record}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: one array
+    except UNREADABLE as error:
         raise UniADError(f"{path}: not a readable frame file ({error}); make the result again") from error
     sizes: dict[str, int] = {}
     for key, (kinds, shape) in record.items():

@@ -17,15 +17,13 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from errors import UniADError
-from files import whole_file
+from files import UNREADABLE, whole_file
 
 KIND = "uniad-result"
 STAGES = ("load", "preprocess", "engine", "postprocess", "optimise", "whole")
@@ -99,7 +97,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ResultError(f"{path}: not readable ({error}); run again with --fresh") from error
 
 

@@ -18,7 +18,7 @@ from config import UniADConfig
 from data.frames import Frame
 from data.recipe import recipe_frames
 from errors import UniADError
-from files import whole_file
+from files import UNREADABLE, whole_file
 from runtime.sequence import Sequence
 from runtime.session import Session
 
@@ -91,7 +91,7 @@ def load_reference(path: pathlib.Path, checkpoint: str) -> dict[str, np.ndarray]
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise UniADError(f"{path}: no readable reference ({error}); builder.py --backend torch makes it") from error
     if str(arrays.pop("checkpoint", "")) != checkpoint:
         raise UniADError(f"{path}: the reference is of another checkpoint; make it again with --backend torch")
