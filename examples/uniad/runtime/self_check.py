@@ -24,8 +24,10 @@ from runtime.session import Session
 
 COARSE = 4
 ROWS = 7  # every so many rows of the BEV map are kept in a reference
-# FP16 bounds are some ten times what float16 costs the torch executor on the tiny model: 0.0016 and 0.007.
-_BOUNDS = {"float32": {"bev": 1e-3, "scores": 0.02}, "float16": {"bev": 0.02, "scores": 0.1}}
+# What float16 costs the torch executor on the CPU with the recipe's weights: 0.0013 and 0.007 on the tiny model, 0.0020
+# and 0.067 at full size, where these weights make scores chaotic; an engine may be as far off as three times that. Rows
+# of a weight in reverse order, in one place of the tiny model's decoder, give scores 0.06 to 0.27 off.
+_BOUNDS = {"float32": {"bev": 1e-3, "scores": 0.02}, "float16": {"bev": 0.02, "scores": 0.2}}
 
 
 class Finding(NamedTuple):
