@@ -40,12 +40,14 @@ def poisoned(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     return torch.full(tuple(shape), value, dtype=like.dtype, device=like.device)
 
 
-def _pointer(tensor: torch.Tensor) -> int:
+def pointer(tensor: torch.Tensor) -> int:
     assert tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
     return tensor.data_ptr()
 
 
-def _call(library: ctypes.CDLL, function: str, arguments: ctypes.Structure, like: torch.Tensor, *options: int) -> None:
+def call_kernel(
+    library: ctypes.CDLL, function: str, arguments: ctypes.Structure, like: torch.Tensor, *options: int
+) -> None:
     """`options`: what the function takes between the arguments and the stream (type, variant)."""
     stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else None
     error = getattr(library, function)(ctypes.byref(arguments), *map(ctypes.c_int, options), ctypes.c_void_p(stream))
@@ -89,11 +91,11 @@ def deformable_attention(
     if out is None:
         out = poisoned((queries, heads * channels) if mean else (batch, queries, heads * channels), value)
     arguments = DeformableAttention(
-        value=_pointer(value),
-        reference=_pointer(reference_points),
-        offsets=_pointer(sampling_offsets),
-        logits=_pointer(attention_logits),
-        out=_pointer(out),
+        value=pointer(value),
+        reference=pointer(reference_points),
+        offsets=pointer(sampling_offsets),
+        logits=pointer(attention_logits),
+        out=pointer(out),
         batch=batch,
         cells=cells,
         heads=heads,
@@ -111,7 +113,7 @@ def deformable_attention(
         flat_buffer=num_queries is not None,
         mean=mean,
     )
-    _call(library, "uniad_deformable_attention", arguments, value, TYPES[value.dtype], variant)
+    call_kernel(library, "uniad_deformable_attention", arguments, value, TYPES[value.dtype], variant)
     return out
 
 
@@ -135,12 +137,12 @@ def camera_cross_attention(
     if out is None:
         out = poisoned((queries, heads * channels), value)
     arguments = CameraAttention(
-        value=_pointer(value),
-        reference=_pointer(reference_points_cam),
-        visible=_pointer(visible),
-        offsets=_pointer(sampling_offsets),
-        logits=_pointer(attention_logits),
-        out=_pointer(out),
+        value=pointer(value),
+        reference=pointer(reference_points_cam),
+        visible=pointer(visible),
+        offsets=pointer(sampling_offsets),
+        logits=pointer(attention_logits),
+        out=pointer(out),
         cameras=cameras,
         cells=cells,
         heads=heads,
@@ -154,7 +156,7 @@ def camera_cross_attention(
         **_levels(spatial_shapes),
         grid_width=grid_width,
     )
-    _call(library, "uniad_camera_attention", arguments, value, TYPES[value.dtype], variant)
+    call_kernel(library, "uniad_camera_attention", arguments, value, TYPES[value.dtype], variant)
     return out
 
 
@@ -188,8 +190,8 @@ def deform_conv(
     arguments = DeformConv(
         input=x.data_ptr(),
         offset_mask=offset_mask.data_ptr(),
-        weight=_pointer(weight),
-        bias=_pointer(bias),
+        weight=pointer(weight),
+        bias=pointer(bias),
         out=out.data_ptr(),
         batch=n,
         channels=c,
@@ -206,7 +208,7 @@ def deform_conv(
         offset_pixel=offset_mask.stride(3),
         layout=layout,
     )
-    _call(library, "uniad_deform_conv", arguments, x, TYPES[x.dtype], variant)
+    call_kernel(library, "uniad_deform_conv", arguments, x, TYPES[x.dtype], variant)
     return out
 
 
@@ -235,18 +237,18 @@ def merge_masks(
     if workspace is None:
         workspace = merge_workspace(library, masks, num_classes)
     arguments = MergeMasks(
-        masks=_pointer(masks),
-        scores=_pointer(scores),
-        labels=_pointer(labels),
-        lane=_pointer(lane),
-        lane_score=_pointer(lane_score),
-        workspace=_pointer(workspace),
+        masks=pointer(masks),
+        scores=pointer(scores),
+        labels=pointer(labels),
+        lane=pointer(lane),
+        lane_score=pointer(lane_score),
+        workspace=pointer(workspace),
         count=count,
         pixels=pixels,
         classes=num_classes,
         quality_thresh=quality_thresh,
     )
-    _call(library, "uniad_merge_masks", arguments, masks)
+    call_kernel(library, "uniad_merge_masks", arguments, masks)
     return lane, lane_score
 
 
@@ -266,12 +268,12 @@ def point_sampling(
     reference = poisoned((*shape, 2), lidar2img)
     visible = poisoned(shape, torch.empty(0, dtype=torch.int32, device=lidar2img.device))
     arguments = PointSampling(
-        lidar2img=_pointer(lidar2img),
-        x=_pointer(x),
-        y=_pointer(y),
-        z=_pointer(z),
-        reference=_pointer(reference),
-        visible=_pointer(visible),
+        lidar2img=pointer(lidar2img),
+        x=pointer(x),
+        y=pointer(y),
+        z=pointer(z),
+        reference=pointer(reference),
+        visible=pointer(visible),
         cameras=shape[0],
         cells=shape[1],
         anchors=shape[2],
@@ -279,7 +281,7 @@ def point_sampling(
         height=size[1],
         min_depth=min_depth,
     )
-    _call(library, "uniad_point_sampling", arguments, lidar2img)
+    call_kernel(library, "uniad_point_sampling", arguments, lidar2img)
     return reference, visible
 
 
@@ -291,13 +293,13 @@ def propagate(
     assert len(tensors) == 7 and {t.dtype for t in tensors} == {torch.float32}
     out, names = poisoned(ref_pts.shape, ref_pts), [name for name, _ in Propagate._fields_]
     arguments = Propagate(
-        **dict(zip(names, map(_pointer, tensors))),
-        out=_pointer(out),
+        **dict(zip(names, map(pointer, tensors))),
+        out=pointer(out),
         tracks=len(ref_pts),
         low=tuple(low),
         size=tuple(size),
     )
-    _call(library, "uniad_propagate", arguments, ref_pts)
+    call_kernel(library, "uniad_propagate", arguments, ref_pts)
     return out
 
 
@@ -312,14 +314,14 @@ def rotate_nearest(
     assert matrix.dtype == torch.float32 and matrix.shape == (2, 3)
     (height, width), out = shape, poisoned(input.shape, input) if out is None else out
     arguments = Rotate(
-        input=_pointer(input),
-        matrix=_pointer(matrix),
+        input=pointer(input),
+        matrix=pointer(matrix),
         out=out.data_ptr(),
         height=height,
         width=width,
         channels=input.shape[1],
     )
-    _call(library, "uniad_rotate", arguments, input, TYPES[input.dtype])
+    call_kernel(library, "uniad_rotate", arguments, input, TYPES[input.dtype])
     return out
 
 
@@ -334,8 +336,8 @@ def normalise_images(
     """layers.resnet.normalise_images: (N,H,W,3) -> (N,3,H',W'), or float16 (N,H',W',8) with channels_last."""
     out = poisoned((len(img), *size, 8) if channels_last else (len(img), 3, *size), img) if out is None else out
     arguments = NormaliseImages(
-        input=_pointer(img),
-        out=_pointer(out),
+        input=pointer(img),
+        out=pointer(out),
         images=img.shape[0],
         height=img.shape[1],
         width=img.shape[2],
@@ -344,7 +346,7 @@ def normalise_images(
         channels_last=channels_last,
         mean=tuple(mean),
     )
-    _call(library, "uniad_normalise_images", arguments, img, TYPES[img.dtype])
+    call_kernel(library, "uniad_normalise_images", arguments, img, TYPES[img.dtype])
     return out
 
 
@@ -362,16 +364,16 @@ def add_layer_norm(
     assert residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype)
     out = poisoned(x.shape, x) if out is None else out
     arguments = AddLayerNorm(
-        input=_pointer(x),
-        residual=None if residual is None else _pointer(residual),
-        gain=_pointer(weight),
-        shift=_pointer(bias),
-        out=_pointer(out),
+        input=pointer(x),
+        residual=None if residual is None else pointer(residual),
+        gain=pointer(weight),
+        shift=pointer(bias),
+        out=pointer(out),
         rows=x[..., 0].numel(),
         channels=x.shape[-1],
         eps=eps,
     )
-    _call(library, "uniad_add_layer_norm", arguments, x, TYPES[x.dtype])
+    call_kernel(library, "uniad_add_layer_norm", arguments, x, TYPES[x.dtype])
     return out
 
 

@@ -5,7 +5,7 @@ torch tensors, cases and float64 references. As kernel_calls.py and kernel_cases
 import ctypes
 
 import torch
-from kernel_calls import _call, _pointer, poisoned
+from kernel_calls import call_kernel, pointer, poisoned
 from kernel_cases import Case
 from kernel_structures import AttentionMasks, MemoryAttention, NarrowConv, Occupancy
 
@@ -31,15 +31,15 @@ def memory_attention(
     workspace = attention_workspace(library, query, memory) if workspace is None else workspace
     out = poisoned(query.shape, query) if out is None else out
     arguments = MemoryAttention(
-        query=_pointer(query),
-        memory=_pointer(memory),
-        out=_pointer(out),
-        workspace=_pointer(workspace),
+        query=pointer(query),
+        memory=pointer(memory),
+        out=pointer(out),
+        workspace=pointer(workspace),
         rows=len(query),
         cells=len(memory),
         width=query.shape[1],
     )
-    _call(library, "uniad_memory_attention", arguments, query)
+    call_kernel(library, "uniad_memory_attention", arguments, query)
     return out
 
 
@@ -66,16 +66,16 @@ def attention_masks(
     assert query.dtype == key.dtype == torch.float16 and {w.dtype for w in weights} == {torch.float32}
     out = poisoned((len(query), len(key)), weights[0]) if out is None else out
     arguments = AttentionMasks(
-        query=_pointer(query),
-        key=_pointer(key),
-        **dict(zip(("mix", "mix_bias", "sum", "sum_bias"), map(_pointer, weights))),
-        out=_pointer(out),
+        query=pointer(query),
+        key=pointer(key),
+        **dict(zip(("mix", "mix_bias", "sum", "sum_bias"), map(pointer, weights))),
+        out=pointer(out),
         queries=len(query),
         cells=len(key),
         heads=len(weights[0]),
         width=query.shape[1],
     )
-    _call(library, "uniad_attention_masks", arguments, query)
+    call_kernel(library, "uniad_attention_masks", arguments, query)
     return out
 
 
@@ -113,17 +113,17 @@ def occupancy(
     if out is None:
         out = poisoned(state.shape[:2], torch.empty(0, dtype=torch.int32, device=query.device))
     arguments = Occupancy(
-        query=_pointer(query),
-        state=_pointer(state),
-        score=_pointer(score),
-        out=_pointer(out),
+        query=pointer(query),
+        state=pointer(state),
+        score=pointer(score),
+        out=pointer(out),
         steps=query.shape[0],
         instances=query.shape[1],
         cells=state.shape[1],
         width=query.shape[2],
         threshold=threshold,
     )
-    _call(library, "uniad_occupancy", arguments, query)
+    call_kernel(library, "uniad_occupancy", arguments, query)
     return out
 
 
@@ -170,16 +170,16 @@ def narrow_conv(
     n, h, w, c = x.shape
     out = poisoned((n, h, w, 32), x) if out is None else out
     arguments = NarrowConv(
-        input=_pointer(x),
-        weight=_pointer(weight),
-        bias=_pointer(bias),
-        out=_pointer(out),
+        input=pointer(x),
+        weight=pointer(weight),
+        bias=pointer(bias),
+        out=pointer(out),
         batch=n,
         channels=c,
         height=h,
         width=w,
     )
-    _call(library, "uniad_narrow_conv", arguments, x)
+    call_kernel(library, "uniad_narrow_conv", arguments, x)
     return out
 
 

@@ -21,17 +21,15 @@ sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
-from matrix_checks import check_matrix_kernels  # noqa: E402
+from matrix_checks import DEVICE, GUARD, check_matrix_kernels  # noqa: E402
 from op_references import merge_by_loop  # noqa: E402
 
 FLOAT32_BOUND = 1e-5
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
 HALF_BLEND_FACTOR = 4.0  # variants that add a point's corners in float16
 CONV_FLOAT16_FACTOR = 2.0  # samples are rounded to float16 before they are multiplied
-GUARD = 4096  # elements behind each output
 SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]  # the image pyramid's levels at 928 x 1600
 TINY_SHAPES = [(16, 28), (8, 14), (4, 7), (2, 4)]
-DEVICE = torch.device("cuda")
 
 
 class Checks:
@@ -50,20 +48,33 @@ class Checks:
 
         `factor`: the bound of float16 errors in terms of the noise of storing the exact result.
         """
-        buffer = torch.full((expected.numel() + GUARD,), float("nan"), dtype=dtype, device=DEVICE)
-        out = buffer[: expected.numel()].view(expected.shape)
-        try:
-            call(out, variant)
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            return self.report(f"{name} {str(dtype)[6:]} variant {variant}", False, str(error))
-        error = cases.relative_error(out, expected)
         bound = FLOAT32_BOUND
         if dtype == torch.float16:
             bound = factor * cases.rounding_noise(expected, dtype)
+        name = f"{name} {str(dtype)[6:]} variant {variant}"
+        self.guarded(name, lambda out: call(out, variant), expected, dtype, bound)
+
+    def guarded(self, name: str, call, expected: torch.Tensor, dtype: torch.dtype, bound: float) -> None:
+        """`call(out=…)` fills `out`, and nothing behind it, with what must be `expected`; see compare."""
+        buffer = torch.full((expected.numel() + GUARD,), float("nan"), dtype=dtype, device=DEVICE)
+        out = buffer[: expected.numel()].view(expected.shape)
+        try:
+            call(out=out)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return self.report(name, False, str(error))
+        error = cases.relative_error(out, expected)
         guarded = bool(torch.isnan(buffer[expected.numel() :]).all())
         detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
-        self.report(f"{name} {str(dtype)[6:]} variant {variant}", error <= bound and guarded, detail)
+        self.report(name, error <= bound and guarded, detail)
+
+    def identical(self, name: str, call, expected: torch.Tensor) -> None:
+        """As guarded, but bit by bit."""
+        buffer = kernel_calls.poisoned((expected.numel() + GUARD,), expected)
+        out = buffer[: expected.numel()].view(expected.shape)
+        call(out=out)
+        wrong, guarded = int((out != expected).sum()), bool(torch.isnan(buffer[expected.numel() :]).all())
+        self.report(name, not wrong and guarded, f"{wrong} elements differ")
 
     def must_refuse(self, name: str, call, like: torch.Tensor) -> None:
         """`call(out, 0)` must say that there is no kernel for this."""
@@ -297,11 +308,8 @@ def check_rotate(checks: Checks, library, small: bool) -> None:
             case = cases.rotate_case(dtype, DEVICE, shape, channels, degrees)
             expected = cases.rotate_reference(**case).to(DEVICE)
             name = f"map {shape} of {channels} channels turned by {degrees} degrees"
-            buffer = kernel_calls.poisoned((expected.numel() + GUARD,), expected)
-            out = buffer[: expected.numel()].view(expected.shape)
-            kernel_calls.rotate_nearest(library, **case, out=out)
-            wrong, guarded = int((out != expected).sum()), bool(torch.isnan(buffer[expected.numel() :]).all())
-            checks.report(f"{name} {str(dtype)[6:]}", not wrong and guarded, f"{wrong} elements differ")
+            call = functools.partial(kernel_calls.rotate_nearest, library, **case)
+            checks.identical(f"{name} {str(dtype)[6:]}", call, expected)
         broken = kernel_calls.rotate_nearest(library, **{**case, "matrix": case["matrix"] * 1.3})
         checks.must_differ(f"{name}, larger", broken, expected.double())
 
@@ -314,13 +322,9 @@ def check_images(checks: Checks, library, small: bool) -> None:
         for dtype, last in ((torch.float32, False), (torch.float16, False), (torch.float16, True)):
             case = cases.images_case(dtype, DEVICE, count, shape, size, last)
             expected = cases.images_reference(**case)
-            buffer = kernel_calls.poisoned((expected.numel() + GUARD,), expected)
-            out = buffer[: expected.numel()].view(expected.shape)
-            kernel_calls.normalise_images(library, **case, out=out)
-            wrong, guarded = int((out != expected).sum()), bool(torch.isnan(buffer[expected.numel() :]).all())
             layout = ", channels last" if last else ""
             name = f"{count} images {shape} padded to {size} {str(dtype)[6:]}{layout}"
-            checks.report(name, not wrong and guarded, f"{wrong} elements differ")
+            checks.identical(name, functools.partial(kernel_calls.normalise_images, library, **case), expected)
         broken = kernel_calls.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
         checks.must_differ(f"{name}, RGB's mean", broken, expected.double())
 

@@ -9,7 +9,7 @@ import torch
 
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16; tests/test_matrix_kernels.py
 FLOAT32_BOUND = 1e-5  # of masks, float32: the order of sums
-GUARD = 4096  # elements behind an output
+GUARD = 4096  # elements behind each output
 DEVICE = torch.device("cuda")
 
 
@@ -21,16 +21,6 @@ def check_matrix_kernels(checks, library, small: bool) -> None:
     check_narrow_conv(checks, library, small)
 
 
-def guarded_error(checks, name: str, call, expected: torch.Tensor, dtype: torch.dtype, bound: float) -> None:
-    """`call(out)` must fill `out`, and nothing behind it, with `expected`."""
-    buffer = torch.full((expected.numel() + GUARD,), float("nan"), dtype=dtype, device=DEVICE)
-    out = buffer[: expected.numel()].view(expected.shape)
-    call(out=out)
-    error, guarded = cases.relative_error(out, expected), bool(buffer[expected.numel() :].isnan().all())
-    detail = f"error {error:.2e} (bound {bound:.2e}){'' if guarded else ', WROTE BEHIND THE OUTPUT'}"
-    checks.report(name, error <= bound and guarded, detail)
-
-
 def check_memory_attention(checks, library, small: bool) -> None:
     sizes = [(8, 300, 256), (70, 130, 128), (16, 1, 128), (33, 9000, 128)]
     sizes += [] if small else [(800, 40000, 256), (8, 40000, 256), (800, 1600, 128)]
@@ -40,7 +30,7 @@ def check_memory_attention(checks, library, small: bool) -> None:
         expected = kernels.memory_attention_reference(**case)
         bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
         call = functools.partial(kernels.memory_attention, library, **case)
-        guarded_error(checks, name, call, expected, torch.float16, bound)
+        checks.guarded(name, call, expected, torch.float16, bound)
         if cells > 1:
             checks.must_differ(name, kernels.memory_attention(library, -case["query"], case["memory"]), expected)
 
@@ -52,7 +42,7 @@ def check_attention_masks(checks, library, small: bool) -> None:
         case = kernels.attention_masks_case(DEVICE, queries, cells, width)
         expected = kernels.attention_masks_reference(**case)
         call = functools.partial(kernels.attention_masks, library, *case.values())
-        guarded_error(checks, name, call, expected, torch.float32, FLOAT32_BOUND)
+        checks.guarded(name, call, expected, torch.float32, FLOAT32_BOUND)
         broken = {**case, "mix": case["mix"].flip(1).contiguous()}
         checks.must_differ(name, kernels.attention_masks(library, *broken.values()), expected)
 
@@ -77,6 +67,6 @@ def check_narrow_conv(checks, library, small: bool) -> None:
         expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
         bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
         name, call = f"convolution {size} to 27 outputs", functools.partial(kernels.narrow_conv, library, **packed)
-        guarded_error(checks, name, call, expected, torch.float16, bound)
+        checks.guarded(name, call, expected, torch.float16, bound)
         turned = {**packed, "x": packed["x"].flip(2).contiguous()}
         checks.must_differ(name, kernels.narrow_conv(library, **turned), expected)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
-from layers.deformable_attention import Joint, joint_values
+from layers.deformable_attention import Joint, joint_values, layer_values
 from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, sampled_attention, tap
 from trtllm import functional as F
 
@@ -85,10 +85,10 @@ class MSDeformableAttention3D(Module):
         joint: Joint | None,
     ) -> Tensor:
         """See SpatialCrossAttention. (Q,D), the mean over the cameras that see the query."""
-        (q, dims), m = query.shape, self.heads
+        q, m = query.shape[0], self.heads
         offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
         logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
-        value, first_head = joint or (F.view(self.value_proj(features), (*features.shape[:2], m, dims // m), False), 0)
+        value, first_head = layer_values(joint, self.value_proj, features, m)
         return sampled_attention.camera_cross_attention(
             value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head
         )

@@ -34,6 +34,14 @@ def joint_values(
     return [(values, layer * heads) for layer in range(len(projections))]
 
 
+def layer_values(joint: Joint | None, value_proj: Linear, features: Tensor, heads: int) -> Joint:
+    """A layer's part of joint_values, or else its own values (B,S,M,C) of the features (B,S,D), or (S,D) for B = 1."""
+    if joint is not None:
+        return joint
+    length, dims = features.shape[-2:]
+    return F.view(value_proj(features), (-1, length, heads, dims // heads)), 0  # (B,S,M,C)
+
+
 class MultiScaleDeformableAttention(Module):
     """Deformable attention to one feature map, without the residual: the caller adds the query (without position).
 
@@ -67,7 +75,7 @@ class MultiScaleDeformableAttention(Module):
 
         `joint`: what joint_values gave for this layer, of value as (1,S,D); None: value is projected here.
         """
-        num_queries, d = query.shape
+        num_queries = query.shape[0]
         m, levels, points = self.num_heads, self.num_levels, self.num_points
         read = -(-num_queries // levels)  # queries whose sampling points are read
         asking = F.narrow(query, 0, 0, read) + F.narrow(query_pos, 0, 0, read)  # (R,D)
@@ -75,7 +83,7 @@ class MultiScaleDeformableAttention(Module):
         logits = F.view(self.attention_weights(asking), (1, read, m, levels * points))
         reference = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))
         reference = F.expand(reference, (1, read, levels, reference.shape[-1]))  # (1,R,L,2|4)
-        values, first_head = joint or (F.view(self.value_proj(value), (1, value.shape[0], m, d // m)), 0)
+        values, first_head = layer_values(joint, self.value_proj, value, m)
         out = sampled_attention.deformable_attention(
             values, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None, first_head
         )  # (1,Q,D)

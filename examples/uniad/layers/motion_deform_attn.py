@@ -5,7 +5,7 @@ Source: OpenDriveLab/UniAD, projects/mmdet3d_plugin/uniad/dense_heads/motion_hea
 
 from config import UniADConfig
 from layers.basic import FFN, LayerNorm, Linear, normalise_range
-from layers.deformable_attention import Joint
+from layers.deformable_attention import Joint, layer_values
 from trtllm import Module, ModuleList, Sequential, Tensor, sampled_attention
 from trtllm import functional as F
 
@@ -47,7 +47,7 @@ class MotionDeformableAttention(Module):
         offsets = F.view(F.transpose(offsets, 1, 2), (1, rows * steps, heads, 1, points, 2))
         logits = F.view(self.attention_weights(placed), (rows, heads, steps, points))
         logits = F.view(F.transpose(logits, 1, 2), (1, rows * steps, heads, points))
-        value, first = joint or (F.view(self.value_proj(bev_embed), (1, c.bev_h * c.bev_w, heads, d // heads)), 0)
+        value, first = layer_values(joint, self.value_proj, bev_embed, heads)
         reference = F.view(normalise_range(goal, c.pc_range), (1, rows, 1, 2))
         reference = F.repeat_interleave(reference, steps, 1)  # (1,R*steps,1,2)
         shapes = [(c.bev_h, c.bev_w)]

@@ -53,8 +53,7 @@ def attention_masks(
     Returns:
         float32 (N,B): thresholds decide on it.
     """
-    weights = (mix, mix_bias, sum, sum_bias)
-    custom = V.offered("attention_masks", query, key, *weights, num_heads=num_heads)
+    custom = V.offered("attention_masks", query, key, mix, mix_bias, sum, sum_bias, num_heads=num_heads)
     if custom is not None:
         return custom
     logits = attention_logits(split_heads(query, num_heads), split_heads(key, num_heads))

@@ -119,9 +119,7 @@ def _facts(
         "gpu": "" if flavour.rtx else cuda.device_name(),
         "targets": list(options.compute_capabilities) if flavour.rtx else [cuda.compute_capability()],
         "workspace": options.workspace,
-        "optimization_level": (
-            flavour.optimization_level if options.optimization_level is None else options.optimization_level
-        ),
+        "optimization_level": options.level(flavour),
         "plugins": list(options.plugins),
         "plugins_library": load_plugins(flavour).facts if options.plugins else {},
         "profiling_verbosity": options.profiling_verbosity,

@@ -48,6 +48,10 @@ class BuildOptions:
     compute_capabilities: Sequence[str] = ("8.6",)
     progress: Callable[[str, int, int, int], None] | None = None
 
+    def level(self, flavour: Flavour) -> int | None:
+        """The optimization level that a build with `flavour` uses."""
+        return flavour.optimization_level if self.optimization_level is None else self.optimization_level
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -129,8 +133,7 @@ def _configure(config: Any, flavour: Flavour, options: BuildOptions) -> Any:
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.profiling_verbosity.upper())
-    level = flavour.optimization_level if options.optimization_level is None else options.optimization_level
-    if level is not None:
+    if (level := options.level(flavour)) is not None:
         config.builder_optimization_level = level
     if options.aux_streams is not None:
         config.max_aux_streams = options.aux_streams
