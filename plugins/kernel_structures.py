@@ -135,6 +135,26 @@ class Occupancy(ctypes.Structure):
     ]
 
 
+class FlattenMaps(ctypes.Structure):
+    """UniadFlattenMaps."""
+
+    _fields_ = [
+        ("input", ctypes.c_void_p * MAX_LEVELS),
+        *((name, ctypes.c_void_p) for name in ("embeds", "out")),
+        *((name, ctypes.c_int) for name in ("images", "channels", "maps")),
+        ("cells", Levels),
+    ]
+
+
+class SampleMap(ctypes.Structure):
+    """UniadSampleMap."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "positions", "out")),
+        *((name, ctypes.c_int) for name in ("height", "width", "points", "channels")),
+    ]
+
+
 class NarrowConv(ctypes.Structure):
     """UniadNarrowConv."""
 

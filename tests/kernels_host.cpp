@@ -6,6 +6,7 @@
 #include "kernels/deform_conv.cuh"
 #include "kernels/layer_norm.cuh"
 #include "kernels/merge_masks.cuh"
+#include "kernels/map_layout.cuh"
 #include "kernels/normalise_images.cuh"
 #include "kernels/point_sampling.cuh"
 #include "kernels/propagate.cuh"
@@ -231,6 +232,22 @@ extern "C" int uniad_normalise_images(const UniadNormaliseImages* a, int type, v
         type == UNIAD_FLOAT16 ? uniad::normalise_pixel<half_t>(*a, index) : uniad::normalise_pixel<float>(*a, index);
     }
     return pixels > 0 ? 0 : uniad::kUnsupported;
+}
+
+extern "C" int uniad_flatten_maps(const UniadFlattenMaps* a, void*) {
+    const int vectors = uniad::flatten_vectors(*a);
+    for (int index = 0; index < vectors; ++index) {
+        uniad::flatten_vector(*a, index);
+    }
+    return vectors > 0 ? 0 : uniad::kUnsupported;
+}
+
+extern "C" int uniad_sample_map(const UniadSampleMap* a, void*) {
+    const int vectors = uniad::sample_map_vectors(*a);
+    for (int index = 0; index < vectors; ++index) {
+        uniad::sample_map_vector(*a, index);
+    }
+    return vectors > 0 ? 0 : uniad::kUnsupported;
 }
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {

@@ -10,6 +10,7 @@ import subprocess
 
 import kernel_calls
 import kernel_cases as cases
+import layout_kernels
 import network_support
 import pytest
 import torch
@@ -106,6 +107,23 @@ class HostKernels(TorchExecutor):
         self.calls["normalise_images"] += 1
         pixels = img.handle.to(TORCH[dtype]).contiguous()
         return make(kernel_calls.normalise_images(self.library, pixels, mean, size), dtype)
+
+    def flatten_maps(self, maps, image_embeds, map_embeds):
+        if maps[0].dtype != "float16":
+            return None
+        self.calls["flatten_maps"] += 1
+        last = [x.handle.contiguous(memory_format=torch.channels_last) for x in maps]
+        embeds = None if image_embeds is None else image_embeds.handle.unsqueeze(1) + map_embeds.handle
+        return make(layout_kernels.flatten_maps(self.library, last, embeds), "float16")
+
+    def sample_map(self, rows, shape, grid):
+        if rows.dtype != "float16":
+            return None
+        self.calls["sample_map"] += 1
+        positions = None if grid is None else layout_kernels.grid_positions(grid, shape)
+        cells = layout_kernels.sample_map(self.library, rows.handle.contiguous(), shape, positions)  # (P,D)
+        size = shape if grid is None else grid.shape[1:3]
+        return make(cells.T.reshape(1, -1, *size), "float16")
 
     def add_layer_norm(self, x, residual, weight, bias, eps):
         self.calls["add_layer_norm"] += 1

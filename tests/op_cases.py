@@ -37,6 +37,7 @@ from layers.track_life_cycle import EgoMotion, propagate
 from trtllm import functional as F
 from trtllm import net_dtype
 from trtllm import vision as V
+from trtllm.map_layout import flatten_maps, sample_map
 from trtllm.sampled_attention import (
     camera_cross_attention,
     deformable_attention,
@@ -622,6 +623,26 @@ CAMERAS = normal(6, 4, 4, scale=8.0)
 CAMERAS[:, 2] = half([0.05, -0.03, 0.1, 60])  # the depth: no point is near the camera's plane
 case("point_sampling", lambda m: point_sampling(m, SMALL)[0], lambda t, m: projected(t, m, SMALL),
      lambda m: point_sampling(-m, SMALL)[0], CAMERAS, islands=(0,), tolerance=(1e-5, 5e-3))
+
+LEVELS = [normal(2, 16, *shape) for shape in ((3, 4), (2, 2), (2, 1), (1, 1))]
+IMAGE_EMBEDS, LEVEL_EMBEDS = normal(2, 16), normal(4, 16)
+
+
+def flattened(t, *maps):
+    embeds = t.tensor(IMAGE_EMBEDS)[:, None] + t.tensor(LEVEL_EMBEDS)  # (N,L,D)
+    return t.cat([x.flatten(2).transpose(1, 2) + embeds[:, i, None] for i, x in enumerate(maps)], 1)
+
+
+case("flatten_maps of a pyramid", lambda *x: flatten_maps(x, weight(IMAGE_EMBEDS), weight(LEVEL_EMBEDS)), flattened,
+     lambda *x: flatten_maps(x, weight(IMAGE_EMBEDS), weight(LEVEL_EMBEDS[::-1].copy())), *LEVELS)
+case("flatten_maps of one", lambda x: flatten_maps([x]), lambda t, x: x.flatten(2).transpose(1, 2),
+     lambda x: flatten_maps([F.permute(x, (0, 1, 3, 2))]), LEVELS[0], tolerance=EXACT)
+GRID = uniform(-1.25, 1.25, 1, 4, 5, 2)
+case("sample_map", lambda x: sample_map(x, (3, 4)), lambda t, x: x.T.reshape(1, 16, 3, 4),
+     lambda x: F.view(x, (1, 16, 3, 4)), normal(12, 16), tolerance=EXACT)
+case("sample_map at a grid", lambda x: sample_map(x, (3, 4), GRID),
+     lambda t, x: t.nn.functional.grid_sample(x.T.reshape(1, 16, 3, 4), t.tensor(GRID), align_corners=True),
+     lambda x: sample_map(x, (3, 4), GRID[:, ::-1].copy()), normal(12, 16))
 
 PIXELS = ints(256, 6, 5, 9, 3).astype(np.uint8)
 PICTURE = SMALL.replace(image_height=5, image_width=9)  # padded to multiples of 32

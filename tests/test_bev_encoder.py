@@ -17,7 +17,7 @@ from layers.bev_encoder import (
 )
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
 from runtime.sequence import bev_shift, rotation_matrix
-from trtllm import Module, Tensor, sampled_attention
+from trtllm import Module, Tensor, map_layout, sampled_attention
 from trtllm import functional as F
 
 FACTOR = 3  # another order of sums than the recorded run's; measured: up to 2 times the floor
@@ -193,7 +193,8 @@ def test_current_map_is_the_first_layers_query():
     shapes = [frame[key].shape[2:] for key in LEVELS]
     errors = {}
     with torch_network():
-        features = transformer()._flatten([const(frame[key]) for key in LEVELS])
+        embeds = transformer().cams_embeds.value, transformer().level_embeds.value
+        features = map_layout.flatten_maps([const(frame[key]) for key in LEVELS], *embeds)
         points, mask = point_sampling(const(frame["in.lidar2img"]), config)
         reference = const(cell_centres(config) + tiny_shift(1))
         history = const(frame["bev.prev_bev_rotated"][:, 0])

@@ -24,6 +24,7 @@ from trtllm import (
     Sequential,
     Tensor,
     default_net,
+    map_layout,
     net_dtype,
     net_guard,
     sampled_attention,
@@ -86,7 +87,7 @@ def public(module) -> dict:
 
 
 def test_every_operation_has_a_docstring_and_a_case():
-    functions = {**public(F), **public(V), **public(sampled_attention), **OF_LAYERS}
+    functions = {**public(F), **public(V), **public(sampled_attention), **public(map_layout), **OF_LAYERS}
     assert len(functions) > 60
     assert [n for n, f in functions.items() if not (f.__doc__ or "").strip()] == []
     assert sorted(set(functions) - {c.function for c in CASES}) == []

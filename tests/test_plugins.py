@@ -18,7 +18,7 @@ from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
 from layers.seg_merge import merge_masks
-from trtllm import Network, Tensor, net_guard, plugin_library, plugin_weights, sampled_attention
+from trtllm import Network, Tensor, map_layout, net_guard, plugin_library, plugin_weights, sampled_attention
 from trtllm import vision as V
 from trtllm.plugin_library import (
     OPERATIONS,
@@ -182,6 +182,19 @@ def test_executor():
     executor.normalise_images(tensor("uint8", 6, 90, 160, 3), mean=(1, 2, 3.5), size=(96, 160), dtype=half)
     attributes = {"out_height": 96, "out_width": 160, "mean": [1.0, 2.0, 3.5]}
     assert executor.recorded[-1] == ("UniADNormaliseImages", [(6, 90, 160, 3)], attributes)
+    with net_guard(Network(executor, half)):
+        levels = [tensor(half, 6, 32, height, 5) for height in (8, 4, 2, 1)]
+        embeds = [tensor(half, count, 32, array=np.ones((count, 32), np.float16)) for count in (6, 4)]
+        map_layout.flatten_maps(levels, *embeds)
+        map_layout.flatten_maps(levels[:1])
+        map_layout.sample_map(tensor(half, 60, 32), (6, 10))
+        map_layout.sample_map(tensor(half, 60, 32), (6, 10), np.zeros((1, 3, 4, 2), np.float32))
+    assert executor.recorded[-4:] == [
+        ("UniADFlattenLevels", [*(x.shape for x in levels), (6, 4, 32)], {}),
+        ("UniADFlattenMap", [(6, 32, 8, 5)], {}),
+        ("UniADUnflattenMap", [(60, 32)], {"height": 6, "width": 10}),
+        ("UniADSampleMap", [(60, 32), (3, 4, 2)], {"height": 6, "width": 10}),
+    ]
     for residual, kind in ((tensor(half, 2000, 256), "UniADAddLayerNorm"), (None, "UniADLayerNorm")):
         vectors = [tensor(half, 256, array=np.ones(256, np.float16)) for _ in range(2)]
         with net_guard(Network(executor, half)):
@@ -242,6 +255,11 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for rows, channels, gain in ((1023, 256, vector), (4096, 1032, vector), (4096, 252, vector), (4096, 256, computed)):
         x = tensor("float16", rows, channels)
         assert executor.add_layer_norm(x, x, gain, vector, eps=1e-5) is None
+    executor.plugins = frozenset(["flatten_maps", "sample_map"])
+    for dtype, channels, count in (("float32", 32, 1), ("float16", 12, 1), ("float16", 32, 2)):
+        assert executor.flatten_maps([tensor(dtype, 6, channels, 8, 5)] * count, None, None) is None
+    for dtype, channels in (("float32", 32), ("float16", 12)):
+        assert executor.sample_map(tensor(dtype, 60, channels), (6, 10), None) is None
     matrix = tensor("float32", 2, 3)
     assert executor.rotate_nearest(tensor("float16", 60, 32), matrix, shape=(6, 10)) is None
     executor.plugins = frozenset(["rotate_nearest"])

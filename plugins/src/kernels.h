@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 5
+#define UNIAD_PLUGINS_VERSION 6
 #define UNIAD_MAX_LEVELS 8
 #define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
 #define UNIAD_HOPPER_OUTPUTS 256
@@ -217,6 +217,25 @@ typedef struct UniadNormaliseImages {
     float mean[3];
 } UniadNormaliseImages;
 
+/* Float16 maps (N,h,w,D) -> their cells, one map after another (N,S,D), each more by its image's and map's vector of embeds
+ * (N,maps,D), which may be NULL. D is a multiple of 8. */
+typedef struct UniadFlattenMaps {
+    const void* input[UNIAD_MAX_LEVELS];
+    const void* embeds;
+    void* out;
+    int images, channels, maps;   /* N, D */
+    int cells[UNIAD_MAX_LEVELS]; /* h*w of each map */
+} UniadFlattenMaps;
+
+/* Bilinear samples of a float16 map (H,W,D), 0 beyond the centres of its outermost cells, at float32 positions (P,2), x
+ * first, in cells from the centre of the first -> (P,D); positions NULL: the map as it is. D is a multiple of 8. */
+typedef struct UniadSampleMap {
+    const void* input;
+    const float* positions;
+    void* out;
+    int height, width, points, channels; /* H, W, P, D */
+} UniadSampleMap;
+
 /* A 3 x 3 convolution with stride 1 and padding 1 that has few outputs, float16 with sums in float32: input (N,H,W,C),
  * weight (C/64,9,32,64), taps row by row, bias float32 (32), both 0 for the outputs that there are not -> out (N,H,W,32).
  * C is a multiple of 64. */
@@ -257,6 +276,9 @@ UNIAD_API int uniad_attention_masks(const UniadAttentionMasks* arguments, void* 
 /* Whether the current device has the shared memory that uniad_occupancy needs: 0 or 1. */
 UNIAD_API int uniad_occupancy_runs(int width);
 UNIAD_API int uniad_occupancy(const UniadOccupancy* arguments, void* stream);
+
+UNIAD_API int uniad_flatten_maps(const UniadFlattenMaps* arguments, void* stream);
+UNIAD_API int uniad_sample_map(const UniadSampleMap* arguments, void* stream);
 
 UNIAD_API int uniad_narrow_conv(const UniadNarrowConv* arguments, void* stream);
 

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+from layout_checks import check_layout_kernels  # noqa: E402
 from matrix_checks import DEVICE, GUARD, check_matrix_kernels  # noqa: E402
 from op_references import merge_by_loop  # noqa: E402
 
@@ -381,6 +382,7 @@ def main() -> int:
         check_point_sampling(checks, library, options.small)
         check_propagate(checks, library)
         check_matrix_kernels(checks, library, options.small)
+        check_layout_kernels(checks, library, options.small)
     print(f"{checks.run - checks.failed} of {checks.run} checks passed")
     return checks.failed > 0
 

@@ -11,7 +11,7 @@ from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
 from layers.deformable_attention import Joint, joint_values, layer_values
-from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, sampled_attention, tap
+from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, map_layout, sampled_attention, tap
 from trtllm import functional as F
 
 
@@ -231,15 +231,6 @@ class PerceptionTransformer(Module):
         self.can_bus_mlp = CanBusMLP(config.embed_dims)
         self.config = config
 
-    def _flatten(self, mlvl_feats: Sequence[Tensor]) -> Tensor:
-        """Levels (6,D,h,w), with camera and level embeddings added, one after another as (6,S,D)."""
-        cams = F.unsqueeze(self.cams_embeds.value, 1)  # (6,1,D)
-        levels = []
-        for level, feature in enumerate(mlvl_feats):
-            cells = F.permute(F.view(feature, (*feature.shape[:2], -1), False), (0, 2, 1))  # (6,hw,D)
-            levels.append(cells + (cams + F.narrow(self.level_embeds.value, 0, level, 1)))
-        return F.concat(levels, 1)
-
     def get_bev_features(
         self,
         mlvl_feats: Sequence[Tensor],
@@ -266,7 +257,7 @@ class PerceptionTransformer(Module):
         query = bev_queries + F.cast(self.can_bus_mlp(can_bus), bev_queries.dtype)  # (B,D)
         tap("bev.query_plus_canbus", query)
         spatial_shapes = [(f.shape[2], f.shape[3]) for f in mlvl_feats]
-        features = self._flatten(mlvl_feats)  # (6,S,D)
+        features = map_layout.flatten_maps(mlvl_feats, self.cams_embeds.value, self.level_embeds.value)  # (6,S,D)
         return self.encoder(
             query, bev_pos, features, spatial_shapes, lidar2img, shift, rotated, F.cast(has_prev, "bool")
         )

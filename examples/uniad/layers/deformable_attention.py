@@ -18,16 +18,19 @@ def joint_values(
     features: Tensor,
     heads: int,
     spatial_shapes: Sequence[tuple[int, int]],
+    shared: bool = False,
 ) -> Sequence[Joint | None]:
     """Of each layer its values, made by one projection of the features (…,S,D) that all layers share.
 
     None where the executor's `operation` (a function of trtllm.sampled_attention) has no use for it: each layer then
-    projects the features itself, which takes less memory.
+    projects the features itself, which takes less memory. `shared`: others project the same features. TensorRT 8.6
+    would make all these products one and then copy what comes out of it; a copy of the features is a sixth of that.
     """
     dims = features.shape[-1]
     if not V.offered("joint_values", operation, dims // heads, tuple(spatial_shapes)):
         return [None] * len(projections)
     parameters = ([getattr(p, name).array for p in projections] for name in ("weight", "bias"))
+    features = V.after(features) if shared else features
     weight, bias = (F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters)  # (layers*D,D) (layers*D)
     values = V.linear(features, weight, bias)  # (…,S,layers*D)
     values = F.view(values, (*features.shape[:-1], len(projections) * heads, dims // heads), False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from config import UniADConfig
 from layers.basic import FFN, BatchNorm2d, Conv2d, LayerNorm, Linear, MmcvMultiheadAttention
-from trtllm import Module, ModuleList, Sequential, Tensor, net_dtype, tap
+from trtllm import Module, ModuleList, Sequential, Tensor, map_layout, tap
 from trtllm import functional as F
 from trtllm import vision as V
 
@@ -226,12 +226,9 @@ class OccHead(Module):
     def _base_state(self, bev_embed: Tensor) -> Tensor:
         """(B,D) -> (1,D,O/4,O/4): cut to the occupancy range, project, halve twice."""
         c = self.config
-        bev = F.view(F.transpose(bev_embed, 0, 1), (1, c.embed_dims, c.bev_h, c.bev_w))
-        # The sampling positions stay in float32: float16 would move them by a tenth of a cell.
-        grid = F.constant(slicer_grid(c))  # (1,O,O,2)
-        state = V.grid_sample(F.cast(bev, "float32"), grid, align_corners=True)  # (1,D,O,O)
+        state = map_layout.sample_map(bev_embed, (c.bev_h, c.bev_w), slicer_grid(c))  # (1,D,O,O)
         tap("occ.bev_sampled", state)
-        state = self.base_downscale(self.bev_light_proj(F.cast(state, net_dtype())))  # (1,D,O/4,O/4)
+        state = self.base_downscale(self.bev_light_proj(state))  # (1,D,O/4,O/4)
         tap("occ.base_state", state)
         return state
 
@@ -242,13 +239,12 @@ class OccHead(Module):
             current = self.downscale_convs[i](state)  # (1,D,S/2,S/2)
             instances = self.temporal_mlps[i](query)  # (A,D)
             mask_query = self.temporal_mlp_for_mask(instances)
-            d, pixels = current.shape[1], current.shape[2] * current.shape[3]
-            flat = F.view(current, (d, pixels))
-            mask_logits = F.matmul(mask_query, flat)  # (A,P)
-            tap(f"occ.mask_logits.{i}", mask_logits)
-            blocked = self._blocked(F.transpose(mask_logits, 0, 1), vehicle)  # (P,A)
-            pixels_now = self.transformer_decoder.layers[i](F.transpose(flat, 0, 1), instances, blocked)  # (P,D)
-            current = F.view(F.transpose(pixels_now, 0, 1), current.shape)
+            pixels = F.squeeze(map_layout.flatten_maps([current]), 0)  # (P,D)
+            mask_logits = F.matmul(pixels, mask_query, transb=True)  # (P,A)
+            tap(f"occ.mask_logits.{i}", F.transpose(mask_logits, 0, 1))
+            blocked = self._blocked(mask_logits, vehicle)  # (P,A)
+            pixels = self.transformer_decoder.layers[i](pixels, instances, blocked)  # (P,D)
+            current = map_layout.sample_map(pixels, current.shape[2:])  # (1,D,S/2,S/2)
             state = self.upsample_adds[i](current, state)  # (1,D,S,S)
             states.append(state)
             mask_queries.append(mask_query)

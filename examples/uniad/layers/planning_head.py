@@ -5,7 +5,7 @@ Source: Hu et al., Planning-oriented Autonomous Driving (CVPR 2023), 2.4; UniAD 
 
 from config import UniADConfig
 from layers.basic import Conv2d, Embedding, LayerNorm, Linear, TransformerDecoderLayer, mlp
-from trtllm import Module, ModuleList, Sequential, Tensor, tap
+from trtllm import Module, ModuleList, Sequential, Tensor, map_layout, tap
 from trtllm import functional as F
 
 NUM_LAYERS = 3
@@ -56,9 +56,9 @@ class PlanningHead(Module):
         query = self.mlp_fuser(F.concat([sdc_traj_query, track, navi], -1))  # (6,D)
         query = F.max(query, 0, keepdim=True) + self.pos_embed.weight.value  # (1,D)
         tap("plan.query_in", query)
-        bev = F.view(F.transpose(bev_embed + bev_pos, 0, 1), (1, d, c.bev_h, c.bev_w))
+        bev = map_layout.sample_map(bev_embed + bev_pos, (c.bev_h, c.bev_w))  # (1,D,H,W)
         bev = bev + self.bev_adapter(bev)
-        bev = F.transpose(F.view(bev, (d, c.bev_h * c.bev_w)), 0, 1)  # (B,D)
+        bev = F.squeeze(map_layout.flatten_maps([bev]), 0)  # (B,D)
         tap("plan.bev_feat", bev)
         query = self.attn_module(query, bev)
         tap("plan.query_out", query)

@@ -116,7 +116,7 @@ class Decoder(Module):
         """
         boxes, projections = [], [layer.attentions[1].value_proj for layer in self.layers]
         heads, shape = self.config.num_heads, (self.config.bev_h, self.config.bev_w)
-        joints = joint_values("deformable_attention", projections, F.unsqueeze(memory, 0), heads, [shape])
+        joints = joint_values("deformable_attention", projections, F.unsqueeze(memory, 0), heads, [shape], True)
         for layer, reg_branch, joint in zip(self.layers, reg_branches, joints):
             query = layer(query, query_pos, memory, reference_points, joint)
             logits = V.inverse_sigmoid(reference_points)  # (Q,2) before the first layer, (Q,4) after

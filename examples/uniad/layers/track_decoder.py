@@ -80,7 +80,7 @@ class DetectionTransformerDecoder(Module):
         states, codes, references = [], [], []
         heads, shape = self.config.num_heads, (self.config.bev_h, self.config.bev_w)
         projections = [layer.attentions[1].value_proj for layer in self.layers]
-        joints = joint_values("deformable_attention", projections, F.unsqueeze(bev_embed, 0), heads, [shape])
+        joints = joint_values("deformable_attention", projections, F.unsqueeze(bev_embed, 0), heads, [shape], True)
         for layer, reg_branch, joint in zip(self.layers, reg_branches, joints):
             query = layer(query, query_pos, bev_embed, F.narrow(reference_points, 1, 0, 2), empty, joint)
             # Reference points stay in float32: float16 would step by 0.05 m at the far end of the range.

@@ -28,6 +28,12 @@ def pack_deform_weight(weight: np.ndarray, layout: int = COMMON_LAYOUT) -> np.nd
     return np.ascontiguousarray(rows).reshape(c // 32, 9, o, 32)
 
 
+def map_positions(grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A grid (1,h,w,2) of sample_map (trtllm/map_layout.py) in cells from the centre of the first: float32 (h,w,2)."""
+    size = np.array([shape[1] - 1, shape[0] - 1], np.float32)
+    return np.ascontiguousarray((grid[0] + np.float32(1)) / np.float32(2) * size)
+
+
 def pack_narrow_weight(weight: np.ndarray) -> np.ndarray:
     """A 3x3 kernel (O,C,3,3) of few outputs as plugins/src/kernels/narrow_conv.cuh reads it: (C/64,9,32,64)."""
     o, c = weight.shape[:2]

@@ -21,6 +21,7 @@ from trtllm.plugin_weights import (
     COMMON_LAYOUT,
     NARROW_CHANNELS,
     NARROW_OUTPUTS,
+    map_positions,
     pack_deform_weight,
     pack_narrow_bias,
     pack_narrow_weight,
@@ -32,6 +33,7 @@ from trtllm.tensorrt_layers import NativeLayers
 WIDTHS = (128, 256)  # of rows, in the kernels that multiply on tensor cores
 MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
+FLATTEN_LEVELS = 4  # of the image features that become rows at once: maps of UniADFlattenLevels
 LARGE_OUTPUT = 1 << 20  # elements
 NORM_MIN_ROWS = 1024  # TensorRT makes few rows' norms part of the regions around them: no plugin is faster
 
@@ -257,6 +259,35 @@ class PluginExecutor(TensorRTExecutor):
         attributes = {"out_height": height, "out_width": width, "mean": [float(x) for x in mean]}
         handle = self._plugin("UniADNormaliseImages", "normalise_images", inputs, dtype, **attributes)
         return Tensor(handle, dtype, self.shape_of(handle))
+
+    def flatten_maps(self, maps: Sequence[Tensor], image_embeds: Tensor | None, map_embeds: Tensor | None):
+        kind = {(1, False): "UniADFlattenMap", (FLATTEN_LEVELS, True): "UniADFlattenLevels"}.get(
+            (len(maps), image_embeds is not None)
+        )
+        if "flatten_maps" not in self.plugins or kind is None or not self._vectors(maps[0]):
+            return None
+        inputs = [x.handle for x in maps]
+        if image_embeds is not None and map_embeds is not None:
+            if image_embeds.array is None or map_embeds.array is None:
+                return None
+            images, levels = (np.asarray(x.array, np.float16) for x in (image_embeds, map_embeds))
+            inputs.append(self.constant(images[:, None] + levels))  # (N,L,D), rounded as the composition's sum
+        handle = self._plugin(kind, "flatten_maps", inputs, "float16")
+        return Tensor(handle, "float16", self.shape_of(handle))
+
+    def sample_map(self, rows: Tensor, shape: tuple[int, int], grid: np.ndarray | None):
+        if "sample_map" not in self.plugins or not self._vectors(rows):
+            return None
+        kind, inputs = "UniADUnflattenMap", [rows.handle]
+        if grid is not None:
+            kind, inputs = "UniADSampleMap", [*inputs, self.constant(map_positions(grid, shape))]
+        handle = self._plugin(kind, "sample_map", inputs, "float16", height=shape[0], width=shape[1])
+        return Tensor(handle, "float16", self.shape_of(handle))
+
+    @staticmethod
+    def _vectors(x: Tensor) -> bool:
+        """Whether the map or rows are float16 in whole vectors of 16 bytes."""
+        return x.dtype == "float16" and x.shape[1] % 8 == 0
 
     def has_memory_attention(self, memory: Tensor) -> bool:
         """Whether there is a kernel for the attention to such a memory."""
