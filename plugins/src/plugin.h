@@ -189,6 +189,8 @@ nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
 nvinfer1::IPluginCreator* memoryAttentionCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
+nvinfer1::IPluginCreator* multiheadAttentionCreator();
+nvinfer1::IPluginCreator* maskedMultiheadAttentionCreator();
 nvinfer1::IPluginCreator* narrowConvCreator();
 nvinfer1::IPluginCreator* occupancyCreator();
 nvinfer1::IPluginCreator* pointSamplingCreator();
