@@ -461,9 +461,9 @@ case("multihead_attention masked for each query", V.multihead_attention, heads_s
 GROUPS = (normal(2, 65, 3, 32), normal(2, 70, 3, 32), normal(2, 70, 3, 32))
 case("multihead_attention of groups", V.multihead_attention, heads_side_by_side,
      lambda q, k, v: V.multihead_attention(q, k * 2.0, v), *GROUPS)
-FEW = (normal(3, 6, 2, 16), normal(3, 7, 2, 16), normal(3, 7, 2, 16), mask(1, 6, 7))  # composed everywhere
+FEW_ROWS = (normal(3, 6, 2, 16), normal(3, 7, 2, 16), normal(3, 7, 2, 16), mask(1, 6, 7))  # composed everywhere
 case("multihead_attention of few rows", V.multihead_attention, heads_side_by_side,
-     lambda q, k, v, b: V.multihead_attention(q, k, v), *FEW)
+     lambda q, k, v, b: V.multihead_attention(q, k, v), *FEW_ROWS)
 
 
 def grouped_attention(x, memory):

@@ -181,6 +181,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_seen(fault, tmp_path):
     """The host's threads are good enough to fail where the kernels are wrong."""
+    torch.manual_seed(0)  # one case in a hundred does not need the lane
     file, text, other = FAULTS[fault]
     shutil.copytree(ROOT / "plugins" / "src", tmp_path / "src")
     path = tmp_path / "src" / "kernels" / file
