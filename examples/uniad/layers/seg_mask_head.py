@@ -89,10 +89,8 @@ class SelfAttention(Module):
         self.num_heads = num_heads
 
     def forward(self, x: Tensor) -> Tensor:
-        n, d = x.shape
-        heads = (n, self.num_heads, d // self.num_heads)
-        parts = (F.view(part, heads, False) for part in F.chunk(self.qkv(x), 3, 1))  # (N,M,D/M) each
-        return self.proj(F.view(V.multihead_attention(*parts), (n, d)))
+        query, key, value = (split_heads(part, self.num_heads) for part in F.chunk(self.qkv(x), 3, 1))
+        return self.proj(attend(query, key, value))
 
 
 class Attention(Module):
