@@ -211,6 +211,21 @@ def matrix_operations(library) -> list[Operation]:
             f"attention of {rows} rows to 40000 x 256", None, make, attend,
             composed("memory_attention", "layers.basic"), (rows, 256), 4.0 * rows * 40000 * 256, True)  # fmt: skip
 
+    def heads(queries: int, keys: int, *mask: int) -> Operation:
+        def make():
+            return matrix_kernels.multihead_attention_case(DEVICE, 1, queries, keys, 8, 32, mask)
+
+        def compose(case: cases.Case):
+            plain = {**case, "blocked": case["blocked"].bool()} if mask else case
+            return composed("multihead_attention")(plain)
+
+        def call(library, case, out, variant):
+            matrix_kernels.multihead_attention(library, **case, out=out)
+
+        return Operation(
+            f"attention of 8 heads, {queries} x {keys}{', masked' if mask else ''}", None, make, call, compose,
+            (queries, 256), 4.0 * queries * keys * 256, True)  # fmt: skip
+
     def occupancy_composed(case: cases.Case):
         scores = (case["query"] @ case["state"].transpose(1, 2)).float().sigmoid() * case["score"].view(1, -1, 1)
         best, index = scores.max(1)
@@ -241,6 +256,11 @@ def matrix_operations(library) -> list[Operation]:
     return [
         attention(800),
         attention(8),
+        heads(1157, 1157, 1157),
+        heads(625, 625),
+        heads(625, 256, 625, 256),
+        heads(1542, 257, 257),
+        heads(300, 300),
         narrow(256, 58, 100),
         narrow(512, 29, 50),
         Operation(

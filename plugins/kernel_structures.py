@@ -116,6 +116,15 @@ class MemoryAttention(ctypes.Structure):
     ]
 
 
+class MultiheadAttention(ctypes.Structure):
+    """UniadMultiheadAttention."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "blocked", "out")),
+        *((name, ctypes.c_int) for name in ("groups", "queries", "keys", "heads", "channels", "blocked_rows")),
+    ]
+
+
 class AttentionMasks(ctypes.Structure):
     """UniadAttentionMasks."""
 

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from kernel_calls import call_kernel, pointer, poisoned
 from kernel_cases import Case
-from kernel_structures import AttentionMasks, MemoryAttention, NarrowConv, Occupancy
+from kernel_structures import AttentionMasks, MemoryAttention, MultiheadAttention, NarrowConv, Occupancy
 
 from trtllm.plugin_weights import pack_narrow_bias, pack_narrow_weight
 
@@ -52,6 +52,58 @@ def memory_attention_case(device, rows: int, cells: int, width: int, sharp: floa
 def memory_attention_reference(query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     memory = memory.double()
     return torch.softmax(query.double() @ memory.T, -1) @ memory
+
+
+def multihead_attention(
+    library: ctypes.CDLL,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    blocked: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """trtllm.vision.multihead_attention: float16 (G,Q,M,C), (G,K,M,C) twice, int32 (K), (Q,K) or None -> (G,Q,M,C)."""
+    assert query.dtype == key.dtype == value.dtype == torch.float16
+    assert key.shape == value.shape and (blocked is None or blocked.dtype == torch.int32)
+    groups, queries, heads, channels = query.shape
+    out = poisoned(query.shape, query) if out is None else out
+    arguments = MultiheadAttention(
+        query=pointer(query),
+        key=pointer(key),
+        value=pointer(value),
+        blocked=None if blocked is None else pointer(blocked),
+        out=pointer(out),
+        groups=groups,
+        queries=queries,
+        keys=key.shape[1],
+        heads=heads,
+        channels=channels,
+        blocked_rows=0 if blocked is None else blocked.numel() // key.shape[1],
+    )
+    call_kernel(library, "uniad_multihead_attention", arguments, query)
+    return out
+
+
+def multihead_attention_case(
+    device, groups: int, queries: int, keys: int, heads: int, channels: int, mask: tuple[int, ...] = ()
+) -> Case:
+    """`mask`: the shape of blocked, of which about half is; one row in seven of (Q,K) sees nothing."""
+    sizes = {"query": queries, "key": keys, "value": keys}
+    tensors = {name: torch.randn(groups, length, heads, channels).half() for name, length in sizes.items()}
+    tensors["query"] *= 2  # looks at fewer keys
+    if mask:
+        tensors["blocked"] = (torch.rand(mask) < 0.5).int()
+    if len(mask) == 2:
+        tensors["blocked"][::7] = 1
+    return {name: x.to(device) for name, x in tensors.items()}
+
+
+def multihead_attention_reference(query, key, value, blocked: torch.Tensor | None = None) -> torch.Tensor:
+    q, k, v = (x.double().transpose(1, 2) for x in (query, key, value))  # (G,M,L,C)
+    logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5  # (G,M,Q,K)
+    if blocked is not None:
+        logits = torch.where(blocked.bool(), -10000.0, logits)
+    return (torch.softmax(logits, -1) @ v).transpose(1, 2)  # (G,Q,M,C)
 
 
 def attention_masks(

@@ -3,6 +3,7 @@
 #include "host_block.h"
 #include "kernels/attention_masks.cuh"
 #include "kernels/memory_attention.cuh"
+#include "kernels/multihead_attention.cuh"
 #include "kernels/narrow_conv.cuh"
 #include "kernels/occupancy.cuh"
 
@@ -21,6 +22,20 @@ void memory_attention(const UniadMemoryAttention& a) {
     for (int row = 0; row < a.rows; ++row) {
         host::run_block(kWidth, uniad::kMergeSharedBytes,
                         [&](const host::Block& block) { uniad::attend_merge(block, a, plan.parts, row); });
+    }
+}
+
+template <int kChannels>
+void multihead_attention(const UniadMultiheadAttention& a) {
+    for (int group = 0; group < a.groups; ++group) {
+        for (int head = 0; head < a.heads; ++head) {
+            for (int queries = 0; queries * uniad::kHeadQueries < a.queries; ++queries) {
+                const auto work = [&](const host::Block& block) {
+                    uniad::multihead_attention<kChannels>(block, a, queries, head, group);
+                };
+                host::run_block(uniad::kHeadThreads, uniad::heads_shared_bytes<kChannels>(), work);
+            }
+        }
     }
 }
 
@@ -59,6 +74,14 @@ extern "C" int uniad_memory_attention(const UniadMemoryAttention* a, void*) {
         return uniad::kUnsupported;
     }
     a->width == 256 ? memory_attention<256>(*a) : memory_attention<128>(*a);
+    return 0;
+}
+
+extern "C" int uniad_multihead_attention(const UniadMultiheadAttention* a, void*) {
+    if (!uniad::heads_fit(*a)) {
+        return uniad::kUnsupported;
+    }
+    a->channels == 32 ? multihead_attention<32>(*a) : multihead_attention<16>(*a);
     return 0;
 }
 

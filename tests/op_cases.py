@@ -15,6 +15,7 @@ from op_references import (
     camera_attention,
     deform_attention,
     deform_conv,
+    heads_side_by_side,
     likeliest,
     merged,
     mixed_masks,
@@ -449,6 +450,21 @@ case("attention blocked", V.attention, fused_attention, lambda q, k, v, b: V.att
      QUERY, KEY, VALUES, HIDDEN)
 LONG = (normal(2, 130, 4), normal(2, 140, 4), normal(2, 140, 4), _random.random((1, 140)) < 0.5)
 case("attention long", V.attention, fused_attention, lambda q, k, v, b: V.attention(q, k, v), *LONG)
+
+
+HEADS = (normal(80, 2, 16), normal(90, 2, 16), normal(90, 2, 16))  # enough for the plugin
+case("multihead_attention", V.multihead_attention, heads_side_by_side,
+     lambda q, k, v: V.multihead_attention(-q, k, v), *HEADS)
+case("multihead_attention masked", V.multihead_attention, heads_side_by_side,
+     lambda q, k, v, b: V.multihead_attention(q, k, v, F.not_op(b)), *HEADS, mask(90))
+case("multihead_attention masked for each query", V.multihead_attention, heads_side_by_side,
+     lambda q, k, v, b: V.multihead_attention(q, k, v, F.not_op(b)), *HEADS, mask(1, 80, 90))
+GROUPS = (normal(2, 65, 3, 32), normal(2, 70, 3, 32), normal(2, 70, 3, 32))
+case("multihead_attention of groups", V.multihead_attention, heads_side_by_side,
+     lambda q, k, v: V.multihead_attention(q, k * 2.0, v), *GROUPS)
+FEW_ROWS = (normal(3, 6, 2, 16), normal(3, 7, 2, 16), normal(3, 7, 2, 16), mask(1, 6, 7))  # composed everywhere
+case("multihead_attention of few rows", V.multihead_attention, heads_side_by_side,
+     lambda q, k, v, b: V.multihead_attention(q, k, v), *FEW_ROWS)
 
 
 def grouped_attention(x, memory):

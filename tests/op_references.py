@@ -183,6 +183,17 @@ def mixed_masks(t, query, key, mix, mix_bias, last, last_bias):
     return t.relu(t.einsum("om,mnb->onb", last, mixed) + last_bias).squeeze(0)
 
 
+def heads_side_by_side(t, query, key, value, blocked=None):
+    """trtllm.vision.multihead_attention, a head at a time."""
+    heads = []
+    for head in range(query.shape[-2]):
+        q, k, v = (x[..., head, :] for x in (query, key, value))  # (…,L,C)
+        logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5  # (…,Q,K)
+        logits = logits if blocked is None else logits.masked_fill(blocked, -10000.0)
+        heads.append(t.softmax(logits, -1) @ v)
+    return t.stack(heads, -2).view(query.shape)
+
+
 def likeliest(t, query, states, scores, threshold):
     """layers.occ_head.likeliest_instance."""
     best, index = (t.sigmoid(t.einsum("tad,tdhw->tahw", query, states)) * scores.view(1, -1, 1, 1)).max(1)

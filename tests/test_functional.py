@@ -209,6 +209,13 @@ REFUSED = {
     "linear of two types": (lambda: V.linear(zeros(2, 3), zeros(4, 3, dtype="float16")), TypeError, "linear: types"),
     "attention of two types": (
         lambda: V.attention(zeros(2, 3), zeros(4, 3), zeros(4, 3, dtype="float16")), TypeError, "attention: types"),
+    "heads of two types": (
+        lambda: V.multihead_attention(zeros(2, 2, 3), zeros(4, 2, 3), zeros(4, 2, 3, dtype="float16")),
+        TypeError, "multihead_attention: types"),
+    "heads of two sizes": (
+        lambda: V.multihead_attention(zeros(2, 2, 3), zeros(4, 2, 4), zeros(4, 2, 4)), ValueError, "multihead_att"),
+    "keys without a value": (
+        lambda: V.multihead_attention(zeros(2, 2, 3), zeros(4, 2, 3), zeros(5, 2, 3)), ValueError, "multihead_att"),
     "atan2 of float16": (lambda: V.atan2(zeros(2, dtype="float16"), zeros(2, dtype="float16")), TypeError, "float32"),
     "deform conv": (
         lambda: V.modulated_deform_conv2d(zeros(1, 2, 4, 4), zeros(1, 18, 4, 4), zeros(2, 2, 3, 3)), ValueError, "tap"),

@@ -53,6 +53,50 @@ def test_memory_attention_of_large_logits(library):
     assert cases.relative_error(kernels.memory_attention(library, **case), expected) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("sizes", "mask"),  # groups, queries, keys, heads, channels
+    [
+        ((1, 70, 130, 2, 32), ()),
+        ((3, 64, 64, 1, 16), ()),
+        ((2, 65, 67, 3, 16), (67,)),
+        ((1, 130, 190, 1, 32), (130, 190)),
+        ((2, 20, 66, 2, 16), (20, 66)),
+        ((1, 5, 300, 1, 32), (300,)),
+        ((1, 17, 1, 2, 32), ()),
+    ],
+)
+def test_multihead_attention(library, sizes, mask):
+    torch.manual_seed(sizes[1])
+    case = kernels.multihead_attention_case("cpu", *sizes, mask)
+    expected = kernels.multihead_attention_reference(**case)
+    bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
+    assert cases.relative_error(kernels.multihead_attention(library, **case), expected) < bound
+    broken = {**case, "value": case["value"].flip(1) if sizes[2] > 1 else -case["value"]}
+    assert cases.relative_error(kernels.multihead_attention(library, **broken), expected) > 0.1
+    if mask:
+        assert cases.relative_error(kernels.multihead_attention(library, **{**case, "blocked": None}), expected) > 0.1
+
+
+def test_multihead_attention_that_sees_nothing(library):
+    """The mean of the values that there are; and keys of the first tile alone, or of the last, that are seen."""
+    case = kernels.multihead_attention_case("cpu", 1, 20, 133, 2, 32, (133,))
+    for seen in ([], [1], [132], [63, 64]):
+        case["blocked"] = torch.ones(133, dtype=torch.int32)
+        case["blocked"][seen] = 0
+        found, expected = kernels.multihead_attention(library, **case), kernels.multihead_attention_reference(**case)
+        assert cases.relative_error(found, expected) < 1e-3
+        if not seen:
+            assert cases.relative_error(found, case["value"].double().mean(1, True).expand(found.shape)) < 1e-3
+
+
+def test_multihead_attention_of_large_logits(library):
+    """Products of hundreds: their exponentials alone would be infinite."""
+    case = kernels.multihead_attention_case("cpu", 1, 20, 200, 1, 32)
+    case["query"] *= 50
+    expected = kernels.multihead_attention_reference(**case)
+    assert cases.relative_error(kernels.multihead_attention(library, **case), expected) < 1e-3
+
+
 @pytest.mark.parametrize(("queries", "cells", "width"), [(100, 300, 256), (1, 65, 128), (140, 257, 128), (5, 64, 256)])
 def test_attention_masks(library, queries, cells, width):
     torch.manual_seed(queries)
@@ -112,6 +156,9 @@ def test_sizes_that_are_refused(library):
         kernels.memory_attention(library, **kernels.memory_attention_case("cpu", 8, 100, 64))
     with pytest.raises(RuntimeError, match="uniad_attention_masks: error 1"):
         kernels.attention_masks(library, *kernels.attention_masks_case("cpu", 8, 100, 256, heads=4).values())
+    for sizes, mask in (((1, 8, 8, 2, 64), ()), ((1, 8, 9, 2, 32), (8, 9)), ((1, 8, 8, 2, 32), (4, 8))):
+        with pytest.raises(RuntimeError, match="uniad_multihead_attention: error 1"):
+            kernels.multihead_attention(library, **kernels.multihead_attention_case("cpu", *sizes, mask))
     with pytest.raises(RuntimeError, match="uniad_narrow_conv: error 1"):
         x = torch.zeros(1, 4, 4, 32, dtype=torch.float16)
         kernels.narrow_conv(library, x, torch.zeros(9, 32, 32, dtype=torch.float16), torch.zeros(32))
@@ -122,7 +169,9 @@ def test_sizes_that_are_refused(library):
 FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text, its replacement
     "a copy that is not waited for": ("memory_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "rows and columns exchanged": ("memory_attention.cuh", "block.load_transposed(", "block.load("),
-    "banks by another rule": ("warp_block.cuh", "vector ^ (row & 7)", "vector ^ (row & 7 & vector)"),
+    "banks by another rule": ("warp_block.cuh", "& (kTurns - 1)", "& (kTurns - 1) & vector"),
+    "a mask of other queries": ("multihead_attention.cuh", "blocked_keys(a, query + 8", "blocked_keys(a, query"),
+    "keys that are not waited for": ("multihead_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
     "a border of the wrong side": ("narrow_conv.cuh", "column - 1 + cell", "column + cell"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
@@ -132,6 +181,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_seen(fault, tmp_path):
     """The host's threads are good enough to fail where the kernels are wrong."""
+    torch.manual_seed(0)  # one case in a hundred does not need the lane
     file, text, other = FAULTS[fault]
     shutil.copytree(ROOT / "plugins" / "src", tmp_path / "src")
     path = tmp_path / "src" / "kernels" / file
@@ -141,6 +191,9 @@ def test_faults_are_seen(fault, tmp_path):
     case = kernels.memory_attention_case("cpu", 20, 150, 128)
     expected = kernels.memory_attention_reference(**case)
     wrong += cases.relative_error(kernels.memory_attention(library, **case), expected) > 1e-2
+    case = kernels.multihead_attention_case("cpu", 1, 20, 250, 1, 32, (20, 250))
+    expected = kernels.multihead_attention_reference(**case)
+    wrong += cases.relative_error(kernels.multihead_attention(library, **case), expected) > 1e-2
     case = kernels.attention_masks_case("cpu", 20, 150, 128)
     expected = kernels.attention_masks_reference(**case)
     wrong += cases.relative_error(kernels.attention_masks(library, *case.values()), expected) > 1e-2

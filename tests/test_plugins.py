@@ -294,6 +294,35 @@ def test_products_on_tensor_cores():
     assert executor.occupancy(queries, states, scores, threshold=0.1) is None
 
 
+def test_attention_of_many_heads():
+    """float16, from 64 queries and keys on, masks that heads and groups share; a mask is cast once."""
+    executor, half = RecordingExecutor(OPERATIONS), "float16"
+    query, key = tensor(half, 2, 65, 8, 32), tensor(half, 2, 90, 8, 32)
+    with net_guard(Network(executor, half)):
+        for mask in (None, (90,), (1, 1, 90), (65, 90), (1, 65, 90)):
+            blocked = None if mask is None else tensor("bool", *mask)
+            out = V.multihead_attention(query, key, key, blocked)
+            assert out.shape == query.shape and out.dtype == half
+            kind = "UniADMultiheadAttention" if mask is None else "UniADMaskedMultiheadAttention"
+            shapes = [query.shape, key.shape, key.shape] + ([] if mask is None else [mask])
+            assert executor.recorded.pop() == (kind, shapes, {})
+    masks = tensor("bool", 90), tensor("bool", 90)
+    inputs = len(executor._constants)
+    for mask in masks:
+        assert executor.multihead_attention(query, key, key, mask) is not None
+    assert len(executor._constants) == inputs
+    for mask in ((65, 1), (8, 65, 90), (2, 1, 1, 90), (64, 90), (65, 1, 90)):
+        assert executor.multihead_attention(query, key, key, tensor("bool", *mask)) is None
+    odd = tensor(half, 2, 91, 8, 32)
+    assert executor.multihead_attention(query, odd, odd, tensor("bool", 91)) is not None
+    assert executor.multihead_attention(query, odd, odd, tensor("bool", 65, 91)) is None  # rows not in pairs
+    few, other, wide = tensor(half, 2, 63, 8, 32), tensor(half, 2, 65, 8, 24), tensor("float32", 2, 65, 8, 32)
+    for q, k in ((few, key), (query, few), (other, other), (wide, wide)):
+        assert executor.multihead_attention(q, k, k, None) is None
+    executor.plugins = frozenset(["memory_attention"])
+    assert executor.multihead_attention(query, key, key, None) is None
+
+
 def test_convolution_to_few_outputs():
     executor = RecordingExecutor(OPERATIONS)
     x, bias = tensor("float16", 6, 128, 5, 6), tensor("float16", 27, array=np.ones(27, np.float16))

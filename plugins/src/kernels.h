@@ -166,6 +166,20 @@ typedef struct UniadMemoryAttention {
     int rows, cells, width; /* R, B, D */
 } UniadMemoryAttention;
 
+/* Scaled dot-product attention of M heads of C channels in G groups (Vaswani et al. 2017), float16 with sums in float32:
+ * query (G,Q,M,C), key and value (G,K,M,C) -> out (G,Q,M,C), softmax(query key^T / sqrt(C)) value of each head. `blocked`
+ * int32 (Q,K), or (K) for all queries, is not 0 where a query must not see a key, or NULL; a query that sees none gives the
+ * mean of the values. C is 16 or 32; K is even where each query has its own row. */
+typedef struct UniadMultiheadAttention {
+    const void* query;
+    const void* key;
+    const void* value;
+    const int* blocked;
+    void* out;
+    int groups, queries, keys, heads, channels; /* G, Q, K, M, C */
+    int blocked_rows;                           /* Q, or 1 */
+} UniadMultiheadAttention;
+
 /* Masks of queries over a map, from the products of M heads of C channels (Panoptic SegFormer's last attention): query
  * (N,M*C) and key (B,M*C), float16, logits of head m and query n at cell b: their product over sqrt(C). mix (M,M),
  * mix_bias (M), sum (M), sum_bias (1), float32 -> out float32 (N,B), relu(sum . relu(mix logits + mix_bias) + sum_bias).
@@ -272,6 +286,7 @@ UNIAD_API int uniad_memory_attention(const UniadMemoryAttention* arguments, void
 /* Bytes for these sizes; 0 for those that no kernel was built for. */
 UNIAD_API size_t uniad_memory_attention_workspace(int rows, int cells, int width);
 
+UNIAD_API int uniad_multihead_attention(const UniadMultiheadAttention* arguments, void* stream);
 UNIAD_API int uniad_attention_masks(const UniadAttentionMasks* arguments, void* stream);
 /* Whether the current device has the shared memory that uniad_occupancy needs: 0 or 1. */
 UNIAD_API int uniad_occupancy_runs(int width);

@@ -193,6 +193,8 @@ nvinfer1::IPluginCreator* flattenLevelsCreator();
 nvinfer1::IPluginCreator* sampleMapCreator();
 nvinfer1::IPluginCreator* unflattenMapCreator();
 nvinfer1::IPluginCreator* mergeMasksCreator();
+nvinfer1::IPluginCreator* multiheadAttentionCreator();
+nvinfer1::IPluginCreator* maskedMultiheadAttentionCreator();
 nvinfer1::IPluginCreator* narrowConvCreator();
 nvinfer1::IPluginCreator* occupancyCreator();
 nvinfer1::IPluginCreator* pointSamplingCreator();

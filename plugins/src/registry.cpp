@@ -27,7 +27,8 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
           uniad::rotateCreator(), uniad::memoryAttentionCreator(), uniad::attentionMasksCreator(),
           uniad::narrowConvCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
           uniad::normaliseImagesCreator(), uniad::flattenMapCreator(), uniad::flattenLevelsCreator(),
-          uniad::sampleMapCreator(), uniad::unflattenMapCreator()}) {
+          uniad::sampleMapCreator(), uniad::unflattenMapCreator(), uniad::multiheadAttentionCreator(),
+          uniad::maskedMultiheadAttentionCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -16,6 +16,7 @@ DEVICE = torch.device("cuda")
 def check_matrix_kernels(checks, library, small: bool) -> None:
     """`checks`: check_plugins.Checks."""
     check_memory_attention(checks, library, small)
+    check_multihead_attention(checks, library, small)
     check_attention_masks(checks, library, small)
     check_occupancy(checks, library, small)
     check_narrow_conv(checks, library, small)
@@ -33,6 +34,29 @@ def check_memory_attention(checks, library, small: bool) -> None:
         checks.guarded(name, call, expected, torch.float16, bound)
         if cells > 1:
             checks.must_differ(name, kernels.memory_attention(library, -case["query"], case["memory"]), expected)
+
+
+def check_multihead_attention(checks, library, small: bool) -> None:
+    """Sizes: groups, queries, keys, heads, channels."""
+    sizes = [((1, 70, 130, 2, 32), ()), ((2, 65, 67, 3, 16), (67,)), ((1, 130, 190, 1, 32), (130, 190)),
+             ((2, 20, 66, 2, 16), (20, 66)), ((1, 17, 1, 2, 32), ()), ((3, 300, 300, 8, 32), ())]  # fmt: skip
+    if not small:
+        sizes += [((1, 1157, 1157, 8, 32), (1157,)), ((1, 625, 625, 8, 32), ()), ((1, 625, 256, 8, 32), (625, 256))]
+        sizes += [((1, 1542, 257, 8, 32), (257,)), ((1, 2500, 2500, 8, 16), ())]
+    for size, mask in sizes:
+        name = f"attention of heads {size}{', masked' if mask else ''}"
+        case = kernels.multihead_attention_case(DEVICE, *size, mask)
+        expected = kernels.multihead_attention_reference(**case)
+        bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
+        checks.guarded(
+            name, functools.partial(kernels.multihead_attention, library, **case), expected, torch.float16, bound
+        )
+        if size[2] > 1:
+            broken = {**case, "value": case["value"].flip(1)}
+            checks.must_differ(name, kernels.multihead_attention(library, **broken), expected)
+        if mask:
+            broken = {**case, "blocked": 1 - case["blocked"]}
+            checks.must_differ(f"{name}, inverted", kernels.multihead_attention(library, **broken), expected)
 
 
 def check_attention_masks(checks, library, small: bool) -> None:

@@ -215,9 +215,9 @@ class MultiheadAttention(Module):
 
     def _attend(self, parts: list[Tensor], shape: tuple[int, ...], blocked: Tensor | None = None) -> Tensor:
         """Projected queries, keys and values (…,L,heads,D/heads) -> the attention's output, in `shape`."""
-        q, k, v = (F.transpose(x, -3, -2) for x in parts)  # (…,heads,L,D/heads)
-        out = V.attention(q, k, v, blocked)  # (…,heads,Q,D/heads)
-        return self.out_proj(F.view(F.transpose(out, -3, -2), shape, False))
+        query, key, value = parts
+        out = V.multihead_attention(query, key, value, blocked)  # (…,Q,heads,D/heads)
+        return self.out_proj(F.view(out, shape, False))
 
 
 class MmcvMultiheadAttention(Module):

@@ -29,6 +29,7 @@ OPERATIONS = (
     "propagate",
     "rotate_nearest",
     "memory_attention",
+    "multihead_attention",
     "attention_masks",
     "occupancy",
     "narrow_conv2d",

@@ -34,6 +34,10 @@ WIDTHS = (128, 256)  # of rows, in the kernels that multiply on tensor cores
 MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
 FLATTEN_LEVELS = 4  # of the image features that become rows at once: maps of UniADFlattenLevels
+HEAD_CHANNELS = (16, 32)  # of a head
+# Queries and keys from which on an attention of many heads is a plugin: TensorRT fuses smaller ones with what is around
+# them, modes of one agent or slots of one track, and a launch alone takes as long as their products.
+HEADS_MIN_LENGTH = 64
 LARGE_OUTPUT = 1 << 20  # elements
 NORM_MIN_ROWS = 1024  # TensorRT makes few rows' norms part of the regions around them: no plugin is faster
 
@@ -77,6 +81,13 @@ class PluginExecutor(TensorRTExecutor):
 
     def _as(self, x: Tensor, dtype: str):
         return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
+
+    def _flags(self, mask: Tensor):
+        """A bool tensor as plugins of 8.6 take it, int32. The same mask in several layers is cast once."""
+        key = ("as int32", mask.handle.name)
+        if key not in self._constants:
+            self._constants[key] = self._as(mask, "int32")
+        return self._constants[key]
 
     def after(self, x: Tensor, earlier: Tensor | None) -> Tensor:
         """vision.after, whatever operations are plugins: there is a library, and no cheaper way to part a region."""
@@ -143,14 +154,11 @@ class PluginExecutor(TensorRTExecutor):
         if not self.joint_values("camera_cross_attention", value.shape[3], spatial_shapes):
             return None
         queries, side = visible.shape[1], math.isqrt(visible.shape[1])
-        key = ("as int32", visible.handle.name)  # the same mask in every layer: cast once
-        if key not in self._constants:
-            self._constants[key] = self._as(visible, "int32")
         moved = [self._as(x, value.dtype) for x in (offsets, logits)]
         handle = self._plugin(
             "UniADCameraAttention",
             "camera_cross_attention",
-            [value.handle, reference_points.handle, self._constants[key], *moved],
+            [value.handle, reference_points.handle, self._flags(visible), *moved],
             value.dtype,
             spatial_shapes=spatial_shapes,
             first_head=first_head,
@@ -222,7 +230,7 @@ class PluginExecutor(TensorRTExecutor):
         attributes = {"width": width, "height": height, "min_depth": min_depth}
         points, seen = self._plugin("UniADPointSampling", "point_sampling", inputs, "float32", "int32", **attributes)
         visible = Tensor(self.cast(seen, "int32", "bool"), "bool", self.shape_of(seen))
-        self._constants["as int32", visible.handle.name] = seen  # camera_cross_attention takes it as it is
+        self._constants["as int32", visible.handle.name] = seen  # _flags
         return Tensor(points, "float32", self.shape_of(points)), visible
 
     def propagate(self, ref_pts: Tensor, *others: Tensor, low: Sequence[float], size: Sequence[float]):
@@ -301,6 +309,23 @@ class PluginExecutor(TensorRTExecutor):
         return Tensor(
             self._plugin("UniADMemoryAttention", "memory_attention", inputs, "float16"), "float16", query.shape
         )
+
+    def multihead_attention(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None):
+        """Masks that all heads and groups share, for each query or for all; an even number of keys where for each."""
+        queries, keys, channels = query.shape[-3], key.shape[-3], query.shape[-1]
+        if "multihead_attention" not in self.plugins or query.dtype != "float16" or channels not in HEAD_CHANNELS:
+            return None
+        if min(queries, keys) < HEADS_MIN_LENGTH:
+            return None
+        inputs = [x.handle for x in (query, key, value)]
+        if blocked is not None:
+            *ones, rows, columns = (1, 1, *blocked.shape)
+            fits = columns == keys and (rows == 1 or (rows == queries and keys % 2 == 0))
+            if not fits or math.prod(ones) != 1:
+                return None
+            inputs.append(self._flags(blocked))
+        kind = "UniADMultiheadAttention" if blocked is None else "UniADMaskedMultiheadAttention"
+        return Tensor(self._plugin(kind, "multihead_attention", inputs, "float16"), "float16", query.shape)
 
     def attention_masks(self, query: Tensor, key: Tensor, *weights: Tensor, num_heads: int):
         arrays, fits = [t.array for t in weights], num_heads == MASK_HEADS and query.shape[1] in WIDTHS

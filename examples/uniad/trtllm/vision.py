@@ -249,3 +249,28 @@ def attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None 
     if blocked is not None:
         logits = F.where(blocked, BLOCKED, logits)
     return F.matmul(F.softmax(logits, -1), value)
+
+
+def multihead_attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
+    """attention() of M heads whose channels lie side by side in each row, as one projection leaves them.
+
+    Args:
+        query: (…,Q,M,C).
+        key, value: (…,K,M,C), with equal leading dimensions.
+        blocked: bool, broadcastable to (…,M,Q,K), keys that a query must not see; see attention().
+
+    Returns:
+        (…,Q,M,C).
+
+    Raises:
+        ValueError: sizes that don't go together; TypeError: types that differ.
+    """
+    _one_type("multihead_attention", query, key, value)
+    (*groups, _, m, c), shape = query.shape, key.shape
+    if shape != value.shape or (*shape[:-3], *shape[-2:]) != (*groups, m, c):
+        raise ValueError(f"multihead_attention: query {query.shape}, key {shape}, value {value.shape}")
+    custom = offered("multihead_attention", query, key, value, blocked)
+    if custom is not None:
+        return custom
+    q, k, v = (F.transpose(x, -3, -2) for x in (query, key, value))  # (…,M,L,C)
+    return F.transpose(attention(q, k, v, blocked), -3, -2)  # (…,Q,M,C)

@@ -11,20 +11,34 @@ namespace uniad {
 
 /// Two floats as the two halves of a register, the first in the low one.
 UNIAD_HD unsigned pack_halves(float low, float high) {
+#if defined(__CUDA_ARCH__)
+    const __half2 both = __floats2half2_rn(low, high);  // one instruction, where two conversions and a permutation are three
+#else
     const half_t both[2] = {from_float<half_t>(low), from_float<half_t>(high)};
+#endif
     unsigned bits;
-    std::memcpy(&bits, both, sizeof(bits));
+    std::memcpy(&bits, &both, sizeof(bits));
     return bits;
 }
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+/// 2^x to about 22 bits; results that would be denormal are 0.
+UNIAD_HD float fast_exp2(float x) {
+#if defined(__CUDA_ARCH__)
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(x));
+    return out;
+#else
+    return exp2f(x);
+#endif
+}
+
 /// 1 / (1 + exp(-x)) to about 22 bits, by two instructions of the special function unit instead of some sixty others.
 UNIAD_HD float fast_sigmoid(float x) {
 #if defined(__CUDA_ARCH__)
-    float power, out;
-    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(power) : "f"(-kLog2E * x));
-    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(1.0f + power));
+    float out;
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(out) : "f"(1.0f + fast_exp2(-kLog2E * x)));
     return out;
 #else
     return 1.0f / (1.0f + exp2f(-kLog2E * x));
@@ -38,12 +52,13 @@ UNIAD_HD unsigned load_pair(const half_t* from) {
     return bits;
 }
 
-/// Where vector (16 bytes) `vector` of row `row` lies in a tile whose rows have kVectors of them, a multiple of 8: the
-/// eight rows that one load of matrices reads are in different banks.
+/// Where vector (16 bytes) `vector` of row `row` lies in a tile whose rows have kVectors of them, a multiple of 8, or 4 or
+/// 2: the eight rows that one load of matrices reads are in different banks.
 template <int kVectors>
 UNIAD_HD unsigned tile_place(int row, int vector) {
-    static_assert(kVectors % 8 == 0, "rows are multiples of 128 bytes");
-    return static_cast<unsigned>(row * kVectors + (vector ^ (row & 7))) * 16;
+    static_assert(kVectors % 8 == 0 || kVectors == 4 || kVectors == 2, "128 bytes hold whole rows, or are part of one");
+    constexpr int kRows = kVectors < 8 ? 8 / kVectors : 1, kTurns = 8 / kRows;  // rows in 128 bytes
+    return static_cast<unsigned>(row * kVectors + (vector ^ (row / kRows & (kTurns - 1)))) * 16;
 }
 
 // Rows and vectors at which a lane points for load(), relative to the 16 x 16 values that it loads: of a left operand
@@ -55,13 +70,14 @@ UNIAD_HD int right_row(int lane) { return lane / 16 * 8 + lane % 8; }
 UNIAD_HD int right_vector(int lane) { return lane / 8 % 2; }
 
 /// kRows rows of kVectors vectors from device memory into a tile, by all `threads` of a block: rows `start` and up,
-/// zeros from row `count` on. The copies are not committed.
+/// `stride` bytes apart, zeros from row `count` on. The copies are not committed.
 template <int kRows, int kVectors, typename Block>
-UNIAD_DEVICE void copy_tile(const Block& block, int threads, unsigned to, const void* rows, int start, int count) {
+UNIAD_DEVICE void copy_tile(const Block& block, int threads, unsigned to, const void* rows, int start, int count,
+                            int stride = kVectors * 16) {
     for (int i = block.thread(); i < kRows * kVectors; i += threads) {
         const int row = i / kVectors, vector = i % kVectors;
         const bool real = start + row < count;
-        const char* from = static_cast<const char*>(rows) + static_cast<int64_t>(real ? start + row : 0) * (kVectors * 16);
+        const char* from = static_cast<const char*>(rows) + static_cast<int64_t>(real ? start + row : 0) * stride;
         block.copy(to + tile_place<kVectors>(row, vector), from + vector * 16, real);
     }
 }

@@ -1,0 +1,183 @@
+// Scaled dot-product attention of many heads at once (Vaswani et al. 2017) that writes no logit ("FlashAttention", Dao et
+// al. 2022). Rows hold the channels of all heads, as the projections leave them: nothing is transposed before or after.
+//
+// A block takes kHeadQueries queries of one head: each of its warps has 16 of them, kHeadKeys keys and values at a time lie
+// in shared memory. Peaks of logits, weights and their sums are in float32.
+#pragma once
+
+#include "../kernels.h"
+#include "warp_block.cuh"
+
+namespace uniad {
+
+constexpr int kHeadQueries = 64, kHeadKeys = 64, kHeadThreads = 128, kHeadStages = 3;
+constexpr float kBlocked = -10000.0f;  // logit of a key that must not be seen: BLOCKED of trtllm/vision.py
+
+/// Whether there is a kernel for these sizes. Keys are taken in pairs, so that a query's row of a mask begins at one.
+UNIAD_HD bool heads_fit(const UniadMultiheadAttention& a) {
+    const bool sizes = a.queries > 0 && a.keys > 0 && a.groups > 0 && a.groups < 65536 && a.heads > 0 && a.heads < 65536;
+    const bool mask = a.blocked == nullptr || a.blocked_rows == 1 || (a.blocked_rows == a.queries && a.keys % 2 == 0);
+    return sizes && mask && (a.channels == 16 || a.channels == 32);
+}
+
+template <int kChannels>
+constexpr int heads_shared_bytes() {
+    return (kHeadQueries + kHeadStages * 2 * kHeadKeys) * kChannels * 2;
+}
+
+/// The keys that a query must not see, of those at which a lane looks: bit 4 n for key start + 8 n, the next one for the
+/// key behind it. `start` is even.
+UNIAD_HD unsigned blocked_keys(const UniadMultiheadAttention& a, int query, int start) {
+    const int row = a.blocked_rows == 1 ? 0 : query < a.queries ? query : a.queries - 1;
+    const int* const from = a.blocked + static_cast<int64_t>(row) * a.keys;
+    unsigned bits = 0;
+#pragma unroll
+    for (int n = 0; n < kHeadKeys / 8; ++n) {
+        const int key = start + n * 8;
+        if (key + 1 < a.keys) {
+            const Pack<int, 2> pair = load<int, 2>(from + key);
+            bits |= ((pair.at[0] != 0 ? 1u : 0u) | (pair.at[1] != 0 ? 2u : 0u)) << (4 * n);
+        } else if (key < a.keys) {
+            bits |= (from[key] != 0 ? 1u : 0u) << (4 * n);
+        }
+    }
+    return bits;
+}
+
+/// One block: queries of block `query_block` of one head of a group.
+template <int kChannels, typename Block>
+UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAttention& a, int query_block, int head,
+                                      int group) {
+    constexpr int kVectors = kChannels / 8, kRowBytes = kChannels * 2;
+    const float scale = kLog2E * (kChannels == 16 ? 0.25f : 0.17677669529663687f);  // to the exponent of 2
+    const int thread = block.thread(), lane = thread % 32, warp = thread / 32;
+    const int first_query = query_block * kHeadQueries, query = first_query + warp * 16 + lane / 4;  // and query + 8
+    const int tiles = (a.keys + kHeadKeys - 1) / kHeadKeys, stride = a.heads * kRowBytes;
+
+    const auto rows = [&](const void* all, int count) {  // of this group and head
+        return static_cast<const char*>(all) + static_cast<int64_t>(group) * count * stride + head * kRowBytes;
+    };
+    const char* const keys = rows(a.key, a.keys);
+    const char* const values = rows(a.value, a.keys);
+    const auto stage = [&](int tile) {
+        return static_cast<unsigned>((kHeadQueries + tile % kHeadStages * 2 * kHeadKeys) * kRowBytes);
+    };
+    const auto copy_keys = [&](int tile) {
+        if (tile < tiles) {
+            const unsigned to = stage(tile), then = to + kHeadKeys * kRowBytes;
+            copy_tile<kHeadKeys, kVectors>(block, kHeadThreads, to, keys, tile * kHeadKeys, a.keys, stride);
+            copy_tile<kHeadKeys, kVectors>(block, kHeadThreads, then, values, tile * kHeadKeys, a.keys, stride);
+        }
+        block.commit();
+    };
+
+    copy_tile<kHeadQueries, kVectors>(block, kHeadThreads, 0, rows(a.query, a.queries), first_query, a.queries, stride);
+    block.commit();
+    copy_keys(0);
+    copy_keys(1);
+    block.template wait<2>();
+    block.sync();
+    unsigned asking[kChannels / 16][4];  // the queries stay in registers
+#pragma unroll
+    for (int k = 0; k < kChannels / 16; ++k) {
+        block.load(asking[k], tile_place<kVectors>(warp * 16 + left_row(lane), 2 * k + left_vector(lane)));
+    }
+
+    float sum[kChannels / 8][4] = {};
+    float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of `query` and query + 8
+    for (int tile = 0; tile < tiles; ++tile) {
+        const int start = tile * kHeadKeys + lane % 4 * 2;
+        unsigned hidden = 0;  // bit 4 n + j for logits[n][j]; read while the copies are under way
+        if (a.blocked != nullptr) {
+            hidden = blocked_keys(a, query, start) | blocked_keys(a, query + 8, start) << 2;
+        }
+        block.template wait<1>();
+        block.sync();         // all have this tile, and none reads the one before it
+        copy_keys(tile + 2);  // in whose place this comes
+        const unsigned key_tile = stage(tile), value_tile = key_tile + kHeadKeys * kRowBytes;
+
+        float logits[kHeadKeys / 8][4] = {};
+#pragma unroll
+        for (int k = 0; k < kChannels / 16; ++k) {
+#pragma unroll
+            for (int n = 0; n < kHeadKeys / 16; ++n) {
+                unsigned right[4];
+                block.load(right, key_tile + tile_place<kVectors>(n * 16 + right_row(lane), 2 * k + right_vector(lane)));
+                block.multiply(logits[2 * n], asking[k], right[0], right[1]);
+                block.multiply(logits[2 * n + 1], asking[k], right[2], right[3]);
+            }
+        }
+        if (hidden != 0) {
+#pragma unroll
+            for (int i = 0; i < kHeadKeys / 2; ++i) {
+                logits[i / 4][i % 4] = hidden >> i & 1 ? kBlocked * kLog2E / scale : logits[i / 4][i % 4];
+            }
+        }
+        if ((tile + 1) * kHeadKeys > a.keys) {  // keys that there are not get no weight, even where none is seen
+#pragma unroll
+            for (int i = 0; i < kHeadKeys / 2; ++i) {
+                logits[i / 4][i % 4] = start + i / 4 * 8 + i % 2 < a.keys ? logits[i / 4][i % 4] : -INFINITY;
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float largest = peak[h];
+#pragma unroll
+            for (int n = 0; n < kHeadKeys / 8; ++n) {
+                largest = fmaxf(largest, fmaxf(logits[n][2 * h], logits[n][2 * h + 1]));
+            }
+            largest = fmaxf(largest, block.swap(largest, 1));
+            largest = fmaxf(largest, block.swap(largest, 2));
+            const float shrink = fast_exp2((peak[h] - largest) * scale), shift = -largest * scale;
+            peak[h] = largest;
+            total[h] *= shrink;
+#pragma unroll
+            for (int n = 0; n < kChannels / 8; ++n) {
+                sum[n][2 * h] *= shrink;
+                sum[n][2 * h + 1] *= shrink;
+            }
+#pragma unroll
+            for (int n = 0; n < kHeadKeys / 8; ++n) {
+#pragma unroll
+                for (int j = 2 * h; j < 2 * h + 2; ++j) {
+                    logits[n][j] = fast_exp2(logits[n][j] * scale + shift);
+                    total[h] += logits[n][j];
+                }
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < kHeadKeys / 16; ++k) {  // the weights are already laid out as left operands
+            const auto& low = logits[2 * k];
+            const auto& high = logits[2 * k + 1];
+            const unsigned left[4] = {pack_halves(low[0], low[1]), pack_halves(low[2], low[3]),
+                                      pack_halves(high[0], high[1]), pack_halves(high[2], high[3])};
+#pragma unroll
+            for (int n = 0; n < kChannels / 16; ++n) {
+                unsigned right[4];
+                block.load_transposed(
+                    right, value_tile + tile_place<kVectors>(k * 16 + left_row(lane), 2 * n + left_vector(lane)));
+                block.multiply(sum[2 * n], left, right[0], right[1]);
+                block.multiply(sum[2 * n + 1], left, right[2], right[3]);
+            }
+        }
+    }
+
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        total[h] += block.swap(total[h], 1);
+        total[h] += block.swap(total[h], 2);
+        const int row = query + 8 * h;
+        if (row >= a.queries) {
+            continue;
+        }
+        char* const to = static_cast<char*>(a.out) + (static_cast<int64_t>(group) * a.queries + row) * stride +
+                         head * kRowBytes + lane % 4 * 4;
+        const float share = 1.0f / total[h];  // at least one weight is 1
+#pragma unroll
+        for (int n = 0; n < kChannels / 8; ++n) {
+            *reinterpret_cast<unsigned*>(to + n * 16) = pack_halves(sum[n][2 * h] * share, sum[n][2 * h + 1] * share);
+        }
+    }
+}
+
+}  // namespace uniad
