@@ -19,6 +19,7 @@ from kernel_structures import (
     PointSampling,
     Propagate,
     Rotate,
+    TemporalInputs,
 )
 
 VARIANTS = range(10)  # of the attention kernels, in a library built with UNIAD_VARIANTS
@@ -375,6 +376,35 @@ def add_layer_norm(
     )
     call_kernel(library, "uniad_add_layer_norm", arguments, x, TYPES[x.dtype])
     return out
+
+
+def temporal_inputs(
+    library: ctypes.CDLL,
+    query: torch.Tensor,
+    query_pos: torch.Tensor,
+    prev_bev: torch.Tensor,
+    bev_query: torch.Tensor,
+    has_prev: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """layers.bev_encoder.temporal_inputs: four (B,D) and int32 (1) -> pair (B,2D) and maps (2,B,D)."""
+    maps = (query, query_pos, prev_bev, bev_query)
+    assert has_prev.dtype == torch.int32 and len({(t.shape, t.dtype) for t in maps}) == 1
+    cells, channels = query.shape
+    pair, both = out or (poisoned(shape, query) for shape in ((cells, 2 * channels), (2, cells, channels)))
+    arguments = TemporalInputs(
+        query=pointer(query),
+        position=pointer(query_pos),
+        prev_bev=pointer(prev_bev),
+        bev_query=pointer(bev_query),
+        has_prev=pointer(has_prev),
+        pair=pointer(pair),
+        maps=pointer(both),
+        cells=cells,
+        channels=channels,
+    )
+    call_kernel(library, "uniad_temporal_inputs", arguments, query, TYPES[query.dtype])
+    return pair, both
 
 
 def deform_conv_layout(library: ctypes.CDLL, x: torch.Tensor, outputs: int) -> int:

@@ -356,6 +356,21 @@ def images_reference(img: torch.Tensor, mean, size: tuple[int, int], channels_la
     return TF.pad(out.permute(0, 2, 3, 1), (0, 5)).contiguous() if channels_last else out.contiguous()
 
 
+def temporal_inputs_case(dtype: torch.dtype, device, cells: int, channels: int, has_prev: bool) -> Case:
+    """Arguments of kernel_calls.temporal_inputs; without a history NaNs in what must not be read."""
+    names = ("query", "query_pos", "prev_bev", "bev_query")
+    maps = {name: torch.randn(cells, channels, device=device).to(dtype) for name in names}
+    if not has_prev:
+        maps |= {name: torch.full_like(maps[name], math.nan) for name in names[2:]}
+    return {**maps, "has_prev": torch.tensor([has_prev], dtype=torch.int32, device=device)}
+
+
+def temporal_inputs_reference(query, query_pos, prev_bev, bev_query, has_prev) -> tuple[torch.Tensor, torch.Tensor]:
+    """What temporal_inputs must give, to the bit."""
+    history, current = (prev_bev, bev_query) if has_prev.item() else (query, query)
+    return torch.cat([history, query + query_pos], 1), torch.stack([history, current])
+
+
 def norm_case(dtype: torch.dtype, device, rows: int, channels: int, residual: bool = True) -> Case:
     """Arguments of kernel_calls.add_layer_norm: rows whose means are larger than their deviations, and whose sizes
     differ by a thousand."""

@@ -107,6 +107,16 @@ class AddLayerNorm(ctypes.Structure):
     ]
 
 
+class TemporalInputs(ctypes.Structure):
+    """UniadTemporalInputs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "position", "prev_bev", "bev_query", "has_prev")),
+        *((name, ctypes.c_void_p) for name in ("pair", "maps")),
+        *((name, ctypes.c_int) for name in ("cells", "channels")),
+    ]
+
+
 class MemoryAttention(ctypes.Structure):
     """UniadMemoryAttention."""
 

@@ -10,6 +10,7 @@
 #include "kernels/point_sampling.cuh"
 #include "kernels/propagate.cuh"
 #include "kernels/rotate.cuh"
+#include "kernels/temporal_inputs.cuh"
 
 namespace {
 
@@ -231,6 +232,15 @@ extern "C" int uniad_normalise_images(const UniadNormaliseImages* a, int type, v
         type == UNIAD_FLOAT16 ? uniad::normalise_pixel<half_t>(*a, index) : uniad::normalise_pixel<float>(*a, index);
     }
     return pixels > 0 ? 0 : uniad::kUnsupported;
+}
+
+extern "C" int uniad_temporal_inputs(const UniadTemporalInputs* a, int type, void*) {
+    const int vectors = uniad::temporal_vectors(*a, type);
+    for (int index = 0; index < a->cells * vectors; ++index) {
+        type == UNIAD_FLOAT16 ? uniad::join_temporal<half_t>(*a, vectors, index)
+                              : uniad::join_temporal<float>(*a, vectors, index);
+    }
+    return vectors > 0 ? 0 : uniad::kUnsupported;
 }
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {

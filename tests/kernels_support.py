@@ -113,6 +113,11 @@ class HostKernels(TorchExecutor):
         rows = [t.handle.contiguous() for t in (x, residual)]
         return make(kernel_calls.add_layer_norm(self.library, *rows, *affine, eps), x.dtype)
 
+    def temporal_inputs(self, *maps, has_prev):
+        self.calls["temporal_inputs"] += 1
+        arguments = (*(t.handle.contiguous() for t in maps), has_prev.handle.int())
+        return tuple(make(x, maps[0].dtype) for x in kernel_calls.temporal_inputs(self.library, *arguments))
+
     def rotate_nearest(self, x, matrix, shape):
         if x.shape[1] * x.handle.element_size() % 16:
             return None

@@ -28,6 +28,7 @@ from op_references import (
 
 from config import load_config
 from layers.basic import memory_attention
+from layers.bev_encoder import temporal_inputs
 from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.resnet import normalise_images
@@ -634,6 +635,18 @@ def normalised(t, x):
 
 case("normalise_images", lambda x: normalise_images(x, PICTURE), normalised,
      lambda x: normalise_images(x, PICTURE.replace(image_mean=PICTURE.image_mean[::-1])), PIXELS)
+
+BEV = [normal(9, 16) for _ in range(4)]
+
+
+def joined(t, query, query_pos, prev_bev, bev_query, has_prev):
+    history, current = (prev_bev, bev_query) if has_prev.item() else (query, query)
+    return [t.cat([history, query + query_pos], 1), t.stack([history, current])]
+
+
+for flag in (True, False):
+    case(f"temporal_inputs with{'' if flag else 'out'} a history", lambda *x: list(temporal_inputs(*x)), joined,
+         lambda *x: list(temporal_inputs(*x[:-1], F.not_op(x[-1]))), *BEV, np.array([flag]))
 
 TURN, BACK = (half([[c, s, 0], [-s, c, 0], [0, 0, 1]]) for c, s in ((0.8, 0.6), (0.78125, -0.625)))
 MOTION = (TURN, half([20, -31, 1]), half([22, -28.5, 1.25]), BACK, half([0.5]))

@@ -14,6 +14,7 @@ from support import ROOT
 
 from errors import UniADError
 from layers.basic import memory_attention
+from layers.bev_encoder import temporal_inputs
 from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
@@ -182,6 +183,13 @@ def test_executor():
     executor.normalise_images(tensor("uint8", 6, 90, 160, 3), mean=(1, 2, 3.5), size=(96, 160), dtype=half)
     attributes = {"out_height": 96, "out_width": 160, "mean": [1.0, 2.0, 3.5]}
     assert executor.recorded[-1] == ("UniADNormaliseImages", [(6, 90, 160, 3)], attributes)
+    cells, flag = [tensor(half, 60, 256) for _ in range(4)], tensor("bool", 1)
+    with net_guard(Network(executor, half)):
+        pair, both = temporal_inputs(*cells, flag)
+        temporal_inputs(*cells, flag)
+    assert executor.recorded[-2:] == [("UniADTemporalInputs", [(60, 256)] * 4 + [(1,)], {})] * 2
+    assert (pair.shape, both.shape, pair.dtype, both.dtype) == ((60, 512), (2, 60, 256), half, half)
+    assert len(executor._constants) == 3  # the flag is cast once
     for residual, kind in ((tensor(half, 2000, 256), "UniADAddLayerNorm"), (None, "UniADLayerNorm")):
         vectors = [tensor(half, 256, array=np.ones(256, np.float16)) for _ in range(2)]
         with net_guard(Network(executor, half)):
@@ -242,6 +250,10 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
     for rows, channels, gain in ((1023, 256, vector), (4096, 1032, vector), (4096, 252, vector), (4096, 256, computed)):
         x = tensor("float16", rows, channels)
         assert executor.add_layer_norm(x, x, gain, vector, eps=1e-5) is None
+    flag = tensor("bool", 1)
+    assert executor.temporal_inputs(*[tensor("float16", 60, 32)] * 4, has_prev=flag) is None
+    executor.plugins = frozenset(["temporal_inputs"])
+    assert executor.temporal_inputs(*[tensor("float16", 60, 12)] * 4, has_prev=flag) is None
     matrix = tensor("float32", 2, 3)
     assert executor.rotate_nearest(tensor("float16", 60, 32), matrix, shape=(6, 10)) is None
     executor.plugins = frozenset(["rotate_nearest"])

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 5
+#define UNIAD_PLUGINS_VERSION 6
 #define UNIAD_MAX_LEVELS 8
 #define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
 #define UNIAD_HOPPER_OUTPUTS 256
@@ -217,6 +217,21 @@ typedef struct UniadNormaliseImages {
     float mean[3];
 } UniadNormaliseImages;
 
+/* What temporal self-attention reads (BEVFormer): query, position, prev_bev, bev_query (B,D), has_prev int32 (1) -> pair
+ * (B,2D), history beside query + position, and maps (2,B,D), history and current. History and current are prev_bev and
+ * bev_query where has_prev is not 0, else both are query, and the other two are not read. D elements are a multiple of 16
+ * bytes. */
+typedef struct UniadTemporalInputs {
+    const void* query;
+    const void* position;
+    const void* prev_bev;
+    const void* bev_query;
+    const int* has_prev;
+    void* pair;
+    void* maps;
+    int cells, channels; /* B, D */
+} UniadTemporalInputs;
+
 /* A 3 x 3 convolution with stride 1 and padding 1 that has few outputs, float16 with sums in float32: input (N,H,W,C),
  * weight (C/64,9,32,64), taps row by row, bias float32 (32), both 0 for the outputs that there are not -> out (N,H,W,32).
  * C is a multiple of 64. */
@@ -246,6 +261,7 @@ UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes)
 UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
 UNIAD_API int uniad_propagate(const UniadPropagate* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
+UNIAD_API int uniad_temporal_inputs(const UniadTemporalInputs* arguments, int type, void* stream);
 UNIAD_API int uniad_normalise_images(const UniadNormaliseImages* arguments, int type, void* stream);
 UNIAD_API int uniad_add_layer_norm(const UniadAddLayerNorm* arguments, int type, void* stream);
 

@@ -26,7 +26,7 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
           uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::propagateCreator(),
           uniad::rotateCreator(), uniad::memoryAttentionCreator(), uniad::attentionMasksCreator(),
           uniad::narrowConvCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
-          uniad::normaliseImagesCreator()}) {
+          uniad::normaliseImagesCreator(), uniad::temporalInputsCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+from join_checks import check_temporal_inputs  # noqa: E402
 from matrix_checks import DEVICE, GUARD, check_matrix_kernels  # noqa: E402
 from op_references import merge_by_loop  # noqa: E402
 
@@ -378,6 +379,7 @@ def main() -> int:
         check_rotate(checks, library, options.small)
         check_norm(checks, library, options.small)
         check_images(checks, library, options.small)
+        check_temporal_inputs(checks, library, options.small)
         check_point_sampling(checks, library, options.small)
         check_propagate(checks, library)
         check_matrix_kernels(checks, library, options.small)

@@ -15,7 +15,7 @@ from trtllm.plugin_weights import HOPPER_LAYOUT
 from trtllm.tensorrt_flavours import Flavour
 
 # UNIAD_… of plugins/src/kernels.h; VERSION is UNIAD_PLUGINS_VERSION.
-VERSION = 5
+VERSION = 6
 HOPPER_CHANNELS, HOPPER_OUTPUTS = 64, 256
 MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64
 NORM_MAX_CHANNELS, OCCUPANCY_MAX_INSTANCES = 1024, 256
@@ -34,6 +34,7 @@ OPERATIONS = (
     "narrow_conv2d",
     "add_layer_norm",
     "normalise_images",
+    "temporal_inputs",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library

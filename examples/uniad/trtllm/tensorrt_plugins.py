@@ -76,6 +76,13 @@ class PluginExecutor(TensorRTExecutor):
     def _as(self, x: Tensor, dtype: str):
         return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
 
+    def _as_int32(self, x: Tensor):
+        """The same flags in every layer: cast once."""
+        key = ("as int32", x.handle.name)
+        if key not in self._constants:
+            self._constants[key] = self._as(x, "int32")
+        return self._constants[key]
+
     def after(self, x: Tensor, earlier: Tensor | None) -> Tensor:
         """vision.after, whatever operations are plugins: there is a library, and no cheaper way to part a region."""
         inputs = [x.handle, x.handle if earlier is None else earlier.handle]
@@ -141,14 +148,11 @@ class PluginExecutor(TensorRTExecutor):
         if not self.joint_values("camera_cross_attention", value.shape[3], spatial_shapes):
             return None
         queries, side = visible.shape[1], math.isqrt(visible.shape[1])
-        key = ("as int32", visible.handle.name)  # the same mask in every layer: cast once
-        if key not in self._constants:
-            self._constants[key] = self._as(visible, "int32")
         moved = [self._as(x, value.dtype) for x in (offsets, logits)]
         handle = self._plugin(
             "UniADCameraAttention",
             "camera_cross_attention",
-            [value.handle, reference_points.handle, self._constants[key], *moved],
+            [value.handle, reference_points.handle, self._as_int32(visible), *moved],
             value.dtype,
             spatial_shapes=spatial_shapes,
             first_head=first_head,
@@ -236,6 +240,14 @@ class PluginExecutor(TensorRTExecutor):
         inputs, (height, width) = [x.handle, matrix.handle], shape
         handle = self._plugin("UniADRotate", "rotate_nearest", inputs, x.dtype, height=height, width=width)
         return Tensor(handle, x.dtype, self.shape_of(handle))
+
+    def temporal_inputs(self, *maps: Tensor, has_prev: Tensor):
+        (cells, channels), dtype = maps[0].shape, maps[0].dtype
+        if "temporal_inputs" not in self.plugins or channels * np.dtype(dtype).itemsize % 16:
+            return None
+        inputs = [*(x.handle for x in maps), self._as_int32(has_prev)]
+        pair, both = self._plugin("UniADTemporalInputs", "temporal_inputs", inputs, dtype, dtype)
+        return Tensor(pair, dtype, (cells, 2 * channels)), Tensor(both, dtype, (2, cells, channels))
 
     def add_layer_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps):
         channels, arrays = x.shape[-1], [t.array for t in (weight, bias)]
