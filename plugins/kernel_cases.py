@@ -84,6 +84,14 @@ def deformable_case(
     }
 
 
+def joint_samples(case: Case) -> Case:
+    """The same with offsets and logits in one tensor (…,3,M,L,P): of each query's numbers the logits are the last."""
+    offsets, logits = case["sampling_offsets"], case["attention_logits"]
+    *lead, heads, levels, points, _ = offsets.shape
+    rows = torch.cat([x.reshape(*lead, -1) for x in (offsets, logits)], -1)  # (…,3MLP)
+    return {**case, "sampling_offsets": rows.view(*lead, 3, heads, levels, points), "attention_logits": None}
+
+
 def camera_case(
     dtype: torch.dtype,
     device,

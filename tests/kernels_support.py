@@ -51,13 +51,15 @@ class HostKernels(TorchExecutor):
         super().__init__()
         self.library = library
         self.calls: collections.Counter[str] = collections.Counter()
-        self.joint = True  # the values of all layers by one projection
+        self.joint = True  # the values of all layers by one projection, offsets and logits by one product
+        self.joint_calls = 0  # of attentions whose offsets and logits were one tensor
         # Of each deformable and camera attention: how many heads the values have, where its own begin.
         self.value_heads: list[tuple[int, int]] = []
 
     def _run(self, call, tensors, **attributes):
         self.calls[call.__name__] += 1
-        out = call(self.library, *(t.handle.contiguous() for t in tensors), **attributes)
+        self.joint_calls += any(t is None for t in tensors)
+        out = call(self.library, *(t if t is None else t.handle.contiguous() for t in tensors), **attributes)
         return make(out, tensors[0].dtype)
 
     def deformable_attention(self, *tensors, spatial_shapes, num_queries, first_head):
@@ -73,6 +75,9 @@ class HostKernels(TorchExecutor):
 
     def joint_values(self, operation, channels, spatial_shapes):
         return self.joint
+
+    def joint_samples(self, operation, channels, spatial_shapes, samples):
+        return self.joint and samples % 8 == 0
 
     def camera_cross_attention(self, value, reference_points, visible, *tensors, spatial_shapes, first_head):
         visible = make(visible.handle.int(), "int32")

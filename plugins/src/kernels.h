@@ -39,6 +39,9 @@ enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
  * that Qs = ceil(Q/L) source queries are enough (mmcv ms_deform_attn_cuda_kernel.cuh with 4 levels on 1). mean: B maps
  * with points of their own, averaged (BEVFormer's temporal self-attention): reference (Qs,L,2|4) for all, offsets
  * (Qs,M,B,L,P,2), logits (Qs,M,B,L*P) -> out (Q,M*C).
+ *
+ * offset_stride, logit_stride: elements from one query's offsets, or logits, to the next one's, a multiple of 16 bytes; 0:
+ * they lie densely. So both can be parts of one tensor's rows.
  */
 typedef struct UniadDeformableAttention {
     const void* value;
@@ -54,11 +57,12 @@ typedef struct UniadDeformableAttention {
     int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
     int grid_width; /* > 0: the queries are a grid of so many columns (speed only) */
     int flat_buffer, mean;
+    int offset_stride, logit_stride;
 } UniadDeformableAttention;
 
 /* BEVFormer's spatial cross-attention (Li et al. 2022): value (N,S,H,C), of which the heads [first_head, first_head + M)
  * count, reference (N,Q,Z,2), visible int32 (N,Q,Z), offsets (Q,M,L,P,2), logits (Q,M,L*P) -> out (Q,M*C), the mean over
- * the cameras that see the query. N <= 32. */
+ * the cameras that see the query. N <= 32. The strides as in UniadDeformableAttention. */
 typedef struct UniadCameraAttention {
     const void* value;
     const float* reference;
@@ -72,6 +76,7 @@ typedef struct UniadCameraAttention {
     int levels, points;                  /* L, P */
     int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
     int grid_width;
+    int offset_stride, logit_stride;
 } UniadCameraAttention;
 
 /* How a float16 weight of the convolution is packed (kernels/deform_conv.cuh; pack_deform_weight in

@@ -1,5 +1,8 @@
 """Checks of what the BEV encoder's attentions read: their joined inputs and samples; run by check_plugins.py."""
 
+import functools
+import math
+
 import kernel_calls
 import kernel_cases as cases
 import torch
@@ -30,3 +33,16 @@ def check_temporal_inputs(checks, library, small: bool) -> None:
     checks.must_refuse(
         "temporal inputs 4 x 12", lambda *_: kernel_calls.temporal_inputs(library, **case), case["query"]
     )
+
+
+def check_joint_samples(checks, name: str, call, case: cases.Case) -> None:
+    """Offsets and logits in one tensor: bit by bit what `call(**case, out=…)` gives with two; rows of no whole vectors
+    of 16 bytes are refused."""
+    joint, out = cases.joint_samples(case), call(**case)
+    name = f"{name} {str(out.dtype)[6:]}, joint samples"
+    if math.prod(joint["sampling_offsets"].shape[-3:]) * out.element_size() % 16:
+        return checks.must_refuse(name, lambda out, _: call(**joint, out=out), out)
+    checks.identical(name, functools.partial(call, **joint), out)
+    samples = joint["sampling_offsets"].roll(1, -4).contiguous()
+    broken = call(**{**joint, "sampling_offsets": samples})
+    checks.must_differ(f"{name}, logits before offsets", broken, out.double())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
-from layers.deformable_attention import Joint, joint_values, layer_values
+from layers.deformable_attention import Joint, joint_values, layer_values, predicted_samples
 from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, sampled_attention, tap
 from trtllm import functional as F
 from trtllm import vision as V
@@ -80,8 +80,10 @@ class TemporalSelfAttention(Module):
         """The first five as temporal_inputs', Q = B; float32 reference_points (Q,2) of both maps -> (Q,D)."""
         (q, dims), m, p = query.shape, self.heads, self.points
         pair, maps = temporal_inputs(query, query_pos, prev_bev, bev_query, has_prev)  # (Q,2D) (2,S,D)
-        offsets = F.view(self.sampling_offsets(pair), (q, m, 2, p, 2))
-        logits = F.view(self.attention_weights(pair), (q, m, 2, p))
+        offsets, logits = predicted_samples(
+            "temporal_attention", self.sampling_offsets, self.attention_weights, pair,
+            (q, m, 2, p, 2), (q, m, 2, p), dims // m, [spatial_shape],
+        )  # fmt: skip
         value = self.value_proj(F.view(maps, (-1, dims)))  # (2S,D)
         value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
         out = sampled_attention.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
@@ -110,9 +112,11 @@ class MSDeformableAttention3D(Module):
         joint: Joint | None,
     ) -> Tensor:
         """See SpatialCrossAttention. (Q,D), the mean over the cameras that see the query."""
-        q, m = query.shape[0], self.heads
-        offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
-        logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
+        (q, dims), m, levels, points = query.shape, self.heads, self.levels, self.points
+        offsets, logits = predicted_samples(
+            "camera_cross_attention", self.sampling_offsets, self.attention_weights, query,
+            (q, m, levels, points, 2), (q, m, levels * points), dims // m, spatial_shapes,
+        )  # fmt: skip
         value, first_head = layer_values(joint, self.value_proj, features, m)
         return sampled_attention.camera_cross_attention(
             value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head
