@@ -303,6 +303,24 @@ def images_operation(library) -> Operation:
         normalise_composed, (18, 928, 1600), 0.0)  # fmt: skip
 
 
+def temporal_operation(library) -> Operation:
+    """What a layer's temporal self-attention reads, with a history; its outputs as one tensor, the pair first."""
+    cells, width = 40000, 256
+
+    def join(library, case, out, variant):
+        pair, maps = out.view(2, 2 * cells * width)
+        outputs = pair.view(cells, 2 * width), maps.view(2, cells, width)
+        kernel_calls.temporal_inputs(library, **case, out=outputs)
+
+    def join_composed(case: cases.Case):
+        return composed("temporal_inputs", "layers.bev_encoder")({**case, "has_prev": case["has_prev"].bool()})
+
+    return Operation(
+        "temporal inputs, 40000 x 256", 0.07,
+        lambda: cases.temporal_inputs_case(torch.float16, DEVICE, cells, width, True), join, join_composed,
+        (4, cells, width), 0.0)  # fmt: skip
+
+
 def plain_convolutions() -> dict[str, float]:
     """For comparison, ms: cuDNN's plain 3x3 convolutions of the deformable ones' sizes, channels-last float16."""
     times = {}
@@ -385,7 +403,7 @@ def main() -> None:
         todo += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
         todo += [(operation, [0]) for operation in matrix_operations(library)]
         todo += [(merge_operation(library), [0]), (rotate_operation(library), [0]), (norm_operation(library), [0])]
-        todo += [(images_operation(library), [0])]
+        todo += [(images_operation(library), [0]), (temporal_operation(library), [0])]
         rows = [measure(operation, library, tried, copy_rate, matrix_rate) for operation, tried in todo]
         plain = plain_convolutions()
     result = {

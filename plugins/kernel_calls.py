@@ -5,6 +5,7 @@ tensors on the GPU. Outputs are filled with NaN first, so that an unwritten elem
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,7 @@ from kernel_structures import (
     PointSampling,
     Propagate,
     Rotate,
+    TemporalInputs,
 )
 
 VARIANTS = range(10)  # of the attention kernels, in a library built with UNIAD_VARIANTS
@@ -65,12 +67,22 @@ def _grid_width(queries: int, spatial_shapes: Sequence[tuple[int, int]]) -> int:
     return w if queries == h * w else 0
 
 
+def _samples(offsets: torch.Tensor, logits: torch.Tensor | None) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Pointers and strides, and the sizes (M,L,P) of offsets (…,M,L,P,2); joint (…,3,M,L,P) where logits are None."""
+    if logits is not None:
+        return {"offsets": pointer(offsets), "logits": pointer(logits)}, tuple(offsets.shape[-4:-1])
+    inner = tuple(offsets.shape[-3:])
+    begin, count = pointer(offsets), math.prod(inner)
+    behind = begin + 2 * count * offsets.element_size()
+    return {"offsets": begin, "logits": behind, "offset_stride": 3 * count, "logit_stride": 3 * count}, inner
+
+
 def deformable_attention(
     library: ctypes.CDLL,
     value: torch.Tensor,
     reference_points: torch.Tensor,
     sampling_offsets: torch.Tensor,
-    attention_logits: torch.Tensor,
+    attention_logits: torch.Tensor | None,
     spatial_shapes: Sequence[tuple[int, int]],
     num_queries: int | None = None,
     first_head: int = 0,
@@ -81,20 +93,15 @@ def deformable_attention(
 ) -> torch.Tensor:
     """trtllm.sampled_attention.deformable_attention; with `mean` its temporal_attention. `out` is used when given."""
     batch, cells, value_heads, channels = value.shape
-    heads = sampling_offsets.shape[1 if mean else 2]
+    samples, (heads, levels, points) = _samples(sampling_offsets, attention_logits)
     source = reference_points.shape[0 if mean else 1]
     queries = num_queries or source
-    if mean:
-        levels, points = 1, sampling_offsets.shape[3]
-    else:
-        levels, points = sampling_offsets.shape[3:5]
     if out is None:
         out = poisoned((queries, heads * channels) if mean else (batch, queries, heads * channels), value)
     arguments = DeformableAttention(
         value=pointer(value),
         reference=pointer(reference_points),
-        offsets=pointer(sampling_offsets),
-        logits=pointer(attention_logits),
+        **samples,
         out=pointer(out),
         batch=batch,
         cells=cells,
@@ -104,7 +111,7 @@ def deformable_attention(
         first_head=first_head,
         queries=queries,
         source_queries=source,
-        levels=levels,
+        levels=1 if mean else levels,
         points=points,
         reference_size=reference_points.shape[-1],
         maps=len(spatial_shapes),
@@ -123,7 +130,7 @@ def camera_cross_attention(
     reference_points_cam: torch.Tensor,
     visible: torch.Tensor,
     sampling_offsets: torch.Tensor,
-    attention_logits: torch.Tensor,
+    attention_logits: torch.Tensor | None,
     spatial_shapes: Sequence[tuple[int, int]],
     first_head: int = 0,
     grid_width: int = 0,
@@ -132,7 +139,7 @@ def camera_cross_attention(
 ) -> torch.Tensor:
     """trtllm.sampled_attention.camera_cross_attention; `visible` is int32 here. `out` is used when given."""
     cameras, cells, value_heads, channels = value.shape
-    queries, heads, levels, points, _ = sampling_offsets.shape
+    queries, (samples, (heads, levels, points)) = len(sampling_offsets), _samples(sampling_offsets, attention_logits)
     assert visible.dtype == torch.int32
     if out is None:
         out = poisoned((queries, heads * channels), value)
@@ -140,8 +147,7 @@ def camera_cross_attention(
         value=pointer(value),
         reference=pointer(reference_points_cam),
         visible=pointer(visible),
-        offsets=pointer(sampling_offsets),
-        logits=pointer(attention_logits),
+        **samples,
         out=pointer(out),
         cameras=cameras,
         cells=cells,
@@ -375,6 +381,35 @@ def add_layer_norm(
     )
     call_kernel(library, "uniad_add_layer_norm", arguments, x, TYPES[x.dtype])
     return out
+
+
+def temporal_inputs(
+    library: ctypes.CDLL,
+    query: torch.Tensor,
+    query_pos: torch.Tensor,
+    prev_bev: torch.Tensor,
+    bev_query: torch.Tensor,
+    has_prev: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """layers.bev_encoder.temporal_inputs: four (B,D) and int32 (1) -> pair (B,2D) and maps (2,B,D)."""
+    maps = (query, query_pos, prev_bev, bev_query)
+    assert has_prev.dtype == torch.int32 and len({(t.shape, t.dtype) for t in maps}) == 1
+    cells, channels = query.shape
+    pair, both = out or (poisoned(shape, query) for shape in ((cells, 2 * channels), (2, cells, channels)))
+    arguments = TemporalInputs(
+        query=pointer(query),
+        position=pointer(query_pos),
+        prev_bev=pointer(prev_bev),
+        bev_query=pointer(bev_query),
+        has_prev=pointer(has_prev),
+        pair=pointer(pair),
+        maps=pointer(both),
+        cells=cells,
+        channels=channels,
+    )
+    call_kernel(library, "uniad_temporal_inputs", arguments, query, TYPES[query.dtype])
+    return pair, both
 
 
 def deform_conv_layout(library: ctypes.CDLL, x: torch.Tensor, outputs: int) -> int:

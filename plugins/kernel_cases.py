@@ -84,6 +84,14 @@ def deformable_case(
     }
 
 
+def joint_samples(case: Case) -> Case:
+    """The same with offsets and logits in one tensor (…,3,M,L,P): of each query's numbers the logits are the last."""
+    offsets, logits = case["sampling_offsets"], case["attention_logits"]
+    *lead, heads, levels, points, _ = offsets.shape
+    rows = torch.cat([x.reshape(*lead, -1) for x in (offsets, logits)], -1)  # (…,3MLP)
+    return {**case, "sampling_offsets": rows.view(*lead, 3, heads, levels, points), "attention_logits": None}
+
+
 def camera_case(
     dtype: torch.dtype,
     device,
@@ -354,6 +362,21 @@ def images_reference(img: torch.Tensor, mean, size: tuple[int, int], channels_la
     pad = (0, size[1] - img.shape[2], 0, size[0] - img.shape[1])
     out = TF.pad((img.float() - torch.tensor(mean, device=img.device)).permute(0, 3, 1, 2).to(img.dtype), pad)
     return TF.pad(out.permute(0, 2, 3, 1), (0, 5)).contiguous() if channels_last else out.contiguous()
+
+
+def temporal_inputs_case(dtype: torch.dtype, device, cells: int, channels: int, has_prev: bool) -> Case:
+    """Arguments of kernel_calls.temporal_inputs; without a history NaNs in what must not be read."""
+    names = ("query", "query_pos", "prev_bev", "bev_query")
+    maps = {name: torch.randn(cells, channels, device=device).to(dtype) for name in names}
+    if not has_prev:
+        maps |= {name: torch.full_like(maps[name], math.nan) for name in names[2:]}
+    return {**maps, "has_prev": torch.tensor([has_prev], dtype=torch.int32, device=device)}
+
+
+def temporal_inputs_reference(query, query_pos, prev_bev, bev_query, has_prev) -> tuple[torch.Tensor, torch.Tensor]:
+    """What temporal_inputs must give, to the bit."""
+    history, current = (prev_bev, bev_query) if has_prev.item() else (query, query)
+    return torch.cat([history, query + query_pos], 1), torch.stack([history, current])
 
 
 def norm_case(dtype: torch.dtype, device, rows: int, channels: int, residual: bool = True) -> Case:

@@ -16,7 +16,7 @@ class DeformableAttention(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("levels", "points", "reference_size", "maps")),
         ("height", Levels),
         ("width", Levels),
-        *((name, ctypes.c_int) for name in ("grid_width", "flat_buffer", "mean")),
+        *((name, ctypes.c_int) for name in ("grid_width", "flat_buffer", "mean", "offset_stride", "logit_stride")),
     ]
 
 
@@ -29,7 +29,7 @@ class CameraAttention(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("queries", "anchors", "levels", "points")),
         ("height", Levels),
         ("width", Levels),
-        ("grid_width", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("grid_width", "offset_stride", "logit_stride")),
     ]
 
 
@@ -104,6 +104,16 @@ class AddLayerNorm(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input", "residual", "gain", "shift", "out")),
         *((name, ctypes.c_int) for name in ("rows", "channels")),
         ("eps", ctypes.c_float),
+    ]
+
+
+class TemporalInputs(ctypes.Structure):
+    """UniadTemporalInputs."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "position", "prev_bev", "bev_query", "has_prev")),
+        *((name, ctypes.c_void_p) for name in ("pair", "maps")),
+        *((name, ctypes.c_int) for name in ("cells", "channels")),
     ]
 
 

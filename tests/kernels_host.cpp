@@ -11,6 +11,7 @@
 #include "kernels/point_sampling.cuh"
 #include "kernels/propagate.cuh"
 #include "kernels/rotate.cuh"
+#include "kernels/temporal_inputs.cuh"
 
 namespace {
 
@@ -246,6 +247,15 @@ extern "C" int uniad_sample_map(const UniadSampleMap* a, void*) {
     const int vectors = uniad::sample_map_vectors(*a);
     for (int index = 0; index < vectors; ++index) {
         uniad::sample_map_vector(*a, index);
+    }
+    return vectors > 0 ? 0 : uniad::kUnsupported;
+}
+
+extern "C" int uniad_temporal_inputs(const UniadTemporalInputs* a, int type, void*) {
+    const int vectors = uniad::temporal_vectors(*a, type);
+    for (int index = 0; index < a->cells * vectors; ++index) {
+        type == UNIAD_FLOAT16 ? uniad::join_temporal<half_t>(*a, vectors, index)
+                              : uniad::join_temporal<float>(*a, vectors, index);
     }
     return vectors > 0 ? 0 : uniad::kUnsupported;
 }

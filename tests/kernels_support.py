@@ -52,13 +52,15 @@ class HostKernels(TorchExecutor):
         super().__init__()
         self.library = library
         self.calls: collections.Counter[str] = collections.Counter()
-        self.joint = True  # the values of all layers by one projection
+        self.joint = True  # the values of all layers by one projection, offsets and logits by one product
+        self.joint_calls = 0  # of attentions whose offsets and logits were one tensor
         # Of each deformable and camera attention: how many heads the values have, where its own begin.
         self.value_heads: list[tuple[int, int]] = []
 
     def _run(self, call, tensors, **attributes):
         self.calls[call.__name__] += 1
-        out = call(self.library, *(t.handle.contiguous() for t in tensors), **attributes)
+        self.joint_calls += any(t is None for t in tensors)
+        out = call(self.library, *(t if t is None else t.handle.contiguous() for t in tensors), **attributes)
         return make(out, tensors[0].dtype)
 
     def deformable_attention(self, *tensors, spatial_shapes, num_queries, first_head):
@@ -74,6 +76,9 @@ class HostKernels(TorchExecutor):
 
     def joint_values(self, operation, channels, spatial_shapes):
         return self.joint
+
+    def joint_samples(self, operation, channels, spatial_shapes, samples):
+        return self.joint and samples % 8 == 0
 
     def camera_cross_attention(self, value, reference_points, visible, *tensors, spatial_shapes, first_head):
         visible = make(visible.handle.int(), "int32")
@@ -130,6 +135,11 @@ class HostKernels(TorchExecutor):
         affine = [t.handle.float() for t in (weight, bias)]
         rows = [t.handle.contiguous() for t in (x, residual)]
         return make(kernel_calls.add_layer_norm(self.library, *rows, *affine, eps), x.dtype)
+
+    def temporal_inputs(self, *maps, has_prev):
+        self.calls["temporal_inputs"] += 1
+        arguments = (*(t.handle.contiguous() for t in maps), has_prev.handle.int())
+        return tuple(make(x, maps[0].dtype) for x in kernel_calls.temporal_inputs(self.library, *arguments))
 
     def rotate_nearest(self, x, matrix, shape):
         if x.shape[1] * x.handle.element_size() % 16:

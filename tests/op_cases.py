@@ -29,6 +29,7 @@ from op_references import (
 
 from config import load_config
 from layers.basic import memory_attention
+from layers.bev_encoder import temporal_inputs
 from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.resnet import normalise_images
@@ -672,9 +673,52 @@ def normalised(t, x):
 case("normalise_images", lambda x: normalise_images(x, PICTURE), normalised,
      lambda x: normalise_images(x, PICTURE.replace(image_mean=PICTURE.image_mean[::-1])), PIXELS)
 
+BEV = [normal(9, 16) for _ in range(4)]
+
+
+def joined(t, query, query_pos, prev_bev, bev_query, has_prev):
+    history, current = (prev_bev, bev_query) if has_prev.item() else (query, query)
+    return [t.cat([history, query + query_pos], 1), t.stack([history, current])]
+
+
+for flag in (True, False):
+    case(f"temporal_inputs with{'' if flag else 'out'} a history", lambda *x: list(temporal_inputs(*x)), joined,
+         lambda *x: list(temporal_inputs(*x[:-1], F.not_op(x[-1]))), *BEV, np.array([flag]))
+
 TURN, BACK = (half([[c, s, 0], [-s, c, 0], [0, 0, 1]]) for c, s in ((0.8, 0.6), (0.78125, -0.625)))
 MOTION = (TURN, half([20, -31, 1]), half([22, -28.5, 1.25]), BACK, half([0.5]))
 case("propagate", lambda r, v, *ego: propagate(r, v, EgoMotion(*ego), SMALL.pc_range),
      lambda t, r, v, *ego: moved(t, r, v, *ego, SMALL.pc_range),
      lambda r, v, *ego: propagate(r, -v, EgoMotion(*ego), SMALL.pc_range), normal(9, 3, scale=0.5),
      normal(9, 2, scale=3.0), *MOTION, islands=tuple(range(7)), tolerance=(3e-5, 2e-2))
+
+# ---- offsets and logits in one tensor ------------------------------------------------------------------------------
+
+
+def apart(samples, per_map: bool = False) -> tuple:
+    """Offsets (…,M,L,P,2) and logits (…,M,L*P), or (…,M,L,P) with per_map, of torch samples (…,3,M,L,P)."""
+    m, levels, points = samples.shape[-3:]
+    offsets, logits = samples.flatten(-4).tensor_split([2 * m * levels * points], -1)
+    inner = (m, levels, points) if per_map else (m, levels * points)
+    return offsets.unflatten(-1, (m, levels, points, 2)), logits.unflatten(-1, inner)
+
+
+for joint, more in ((normal(2, 5, 3, 2, 2, 4), ""), (normal(2, 5, 3, 2, 2, 3), " cut apart")):
+    case(f"deformable_attention 16 channels, joint samples{more}",
+         lambda v, r, s: deformable_attention(v, r, s, None, SHAPES),
+         lambda t, v, r, s: deform_attention(t, v, r, *apart(s), SHAPES),
+         lambda v, r, s: deformable_attention(v, r, -s, None, SHAPES), WIDE, BOXES, joint, islands=(1,))
+case("deformable_attention 16 channels, joint samples, levels on one",
+     lambda v, r, s: deformable_attention(v, r, s, None, SHAPES[:1], 9),
+     lambda t, v, r, s: deform_attention(t, v, r, *apart(s), SHAPES[:1], num_queries=9),
+     lambda v, r, s: deformable_attention(v, r, -s, None, SHAPES[:1], 9), WIDE[:, :48], POINTS,
+     normal(2, 5, 3, 2, 2, 4), islands=(1,), tolerance=SUMS)
+case("temporal_attention 32 channels, joint samples", lambda v, r, s: temporal_attention(v, r, s, None, SHAPES[0]),
+     lambda t, v, r, s: temporal(t, v, r, *apart(s, per_map=True), SHAPES[0]),
+     lambda v, r, s: temporal_attention(v, r, -s, None, SHAPES[0]), normal(2, 48, 8, 32), uniform(-0.1, 1.1, 48, 2),
+     normal(48, 3, 8, 2, 4), islands=(1,))
+case("camera_cross_attention 32 channels, joint samples",
+     lambda v, r, seen, s: camera_cross_attention(v, r, seen, s, None, SHAPES),
+     lambda t, v, r, seen, s: camera_attention(t, v, r, seen, *apart(s), SHAPES),
+     lambda v, r, seen, s: camera_cross_attention(v, r, seen, -s, None, SHAPES), normal(6, 60, 8, 32),
+     uniform(-0.1, 1.1, 6, 9, 4, 2), _random.random((6, 9, 4)) < 0.3, normal(9, 3, 8, 2, 8), islands=(1,))

@@ -102,15 +102,18 @@ def test_heads_of_several_layers(library, heads, channels, value_heads, first_he
 
 
 def test_joint_values_of_the_layers(kernels):
-    """The recorded frames, with the values of all layers by one projection, and with one by each layer."""
+    """The recorded frames: the values of all layers by one projection, a layer's offsets and logits by one product; and
+    each by its own."""
     config = test_bev_encoder.tiny_config()
     layers, heads = config.encoder_num_layers, config.num_heads
     test_bev_encoder.test_recorded_frames(1)
     assert kernels.value_heads == [(layers * heads, layer * heads) for layer in range(layers)]
+    assert kernels.joint_calls == 2 * layers  # temporal and camera attention
     kernels.value_heads.clear()
     kernels.joint = False
     test_bev_encoder.test_recorded_frames(1)
     assert kernels.value_heads == [(heads, 0)] * layers
+    assert kernels.joint_calls == 2 * layers  # no more
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -133,6 +136,50 @@ def test_heads_of_several_layers_of_one_map(library, heads, channels, value_head
             kernel_calls.deformable_attention(library, **{**case, "first_head": wrong})
 
 
+def exchanged(case):
+    """Joint samples with the logits in front of the offsets."""
+    samples = case["sampling_offsets"]
+    return {**case, "sampling_offsets": samples.roll(1, -4).contiguous()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("size", [{**size, "batch": size.get("batch", 2)} for size in SIZES])
+def test_joint_samples(library, size, dtype):
+    """Offsets and logits out of one tensor: bit by bit what two tensors give."""
+    torch.manual_seed(10)
+    case = cases.deformable_case(dtype, "cpu", **size)
+    joint = cases.joint_samples(case)
+    if size.get("heads", 8) == 3:  # rows of no whole vectors
+        with pytest.raises(RuntimeError, match="uniad_deformable_attention: error 1"):
+            kernel_calls.deformable_attention(library, **joint)
+        return
+    tuned = dtype == torch.float16 and size.get("heads", 8) == 8 and size.get("channels", 32) == 32
+    for variant in kernel_calls.VARIANTS if tuned else [0]:
+        expected = kernel_calls.deformable_attention(library, **case, variant=variant)
+        assert torch.equal(kernel_calls.deformable_attention(library, **joint, variant=variant), expected), variant
+    out = kernel_calls.deformable_attention(library, **exchanged(joint))
+    assert cases.relative_error(out, expected.double()) > 0.1, "logits before offsets"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("anchors", "heads", "channels"), [(4, 8, 32), (4, 2, 16), (3, 4, 32)])
+def test_joint_samples_of_the_cameras(library, anchors, heads, channels, dtype):
+    """Bit by bit what two tensors give."""
+    torch.manual_seed(11)
+    points, visible = torch.rand(6, 55, anchors, 2) * 1.6 - 0.3, torch.rand(6, 55, anchors) > 0.9
+    case = cases.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, heads, channels, 2 * anchors)
+    joint = cases.joint_samples(case)
+    for variant in kernel_calls.VARIANTS if dtype == torch.float16 and heads == 8 else [0]:
+        expected = kernel_calls.camera_cross_attention(library, **case, variant=variant)
+        assert torch.equal(kernel_calls.camera_cross_attention(library, **joint, variant=variant), expected), variant
+    out = kernel_calls.camera_cross_attention(library, **exchanged(joint))
+    assert cases.relative_error(out, expected.double()) > 0.1, "logits before offsets"
+    first = [x[:, :, :1] for x in (points, visible)]
+    odd = cases.camera_case(dtype, "cpu", [(16, 28)], *first, 1, channels, 1)  # rows of no whole vectors
+    with pytest.raises(RuntimeError, match="uniad_camera_attention: error 1"):
+        kernel_calls.camera_cross_attention(library, **cases.joint_samples(odd))
+
+
 @pytest.mark.parametrize("joint", [True, False])
 def test_joint_values_of_the_decoders(kernels, joint):
     """The recorded frames of the track decoder and the map head."""
@@ -140,3 +187,4 @@ def test_joint_values_of_the_decoders(kernels, joint):
     test_track_decoder.test_recorded_frames(1)
     test_seg_head.test_recorded_frames(1)
     assert any(first > 0 for _, first in kernels.value_heads) == joint
+    assert kernels.joint_calls == (len(kernels.value_heads) if joint else 0)

@@ -104,11 +104,12 @@ def test_temporal_attention_op():
         query, query_pos, history = (const(arrays[key][0]) for key in ("query", "query_pos", "prev_bev"))
         reference = const(arrays["reference_points"][0, :, 0])
         unshifted = const(arrays["reference_points_noprev"][0, :, 0])
-        out = value(query + op(query, query_pos, history, query, reference, shape))
+        yes, no = (const(np.array([flag])) for flag in (True, False))
+        out = value(query + op(query, query_pos, history, query, yes, reference, shape))
         assert_close(out, arrays["out_with_prev"][0], 5e-6, "with history")
-        first = value(query + op(query, query_pos, query, query, unshifted, shape))
+        first = value(query + op(query, query_pos, history, history, no, unshifted, shape))
         assert_close(first, arrays["out_no_prev"][0], 5e-6, "without history")
-        swapped = value(query + op(query, query_pos, query, history, reference, shape))
+        swapped = value(query + op(query, query_pos, query, history, yes, reference, shape))
         assert_differs(swapped, arrays["out_with_prev"][0], 1e-2, "current map before history")
 
 
@@ -198,9 +199,9 @@ def test_current_map_is_the_first_layers_query():
         points, mask = point_sampling(const(frame["in.lidar2img"]), config)
         reference = const(cell_centres(config) + tiny_shift(1))
         history = const(frame["bev.prev_bev_rotated"][:, 0])
-        query = const(frame["bev.layer0"][0])
+        query, yes = const(frame["bev.layer0"][0]), const(np.array([True]))
         for name, current in (("first", const(frame["bev.query_plus_canbus"][:, 0])), ("own", query)):
-            out = layer(query, bev_pos(), history, current, reference, features, points, mask, shapes)
+            out = layer(query, bev_pos(), history, current, yes, reference, features, points, mask, shapes)
             errors[name] = max_error(value(out), frame["bev.layer1"][0])
     assert errors["first"] <= tolerance("bev.layer1", FACTOR)
     assert errors["own"] > 1e-2

@@ -10,6 +10,7 @@ from signatures import DEVIATIONS, SIGNATURES
 from support import max_error
 
 from layers.basic import memory_attention
+from layers.bev_encoder import temporal_inputs
 from layers.bev_geometry import point_sampling, rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.resnet import normalise_images
@@ -75,7 +76,7 @@ OF_LAYERS = {
     f.__name__: f
     for f in (
         attention_masks, likeliest_instance, memory_attention, merge_masks, normalise_images, point_sampling, propagate,
-        rotate_nearest,
+        rotate_nearest, temporal_inputs,
     )
 }  # fmt: skip
 

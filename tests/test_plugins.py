@@ -14,6 +14,7 @@ from support import ROOT
 
 from errors import UniADError
 from layers.basic import memory_attention
+from layers.bev_encoder import temporal_inputs
 from layers.bev_geometry import rotate_nearest
 from layers.occ_head import likeliest_instance
 from layers.seg_mask_head import attention_masks
@@ -163,9 +164,9 @@ def test_executor():
         vectors = (np.zeros(size, np.float32) for size in (25, 25, 4))
         executor.point_sampling(tensor("float32", 6, 4, 4), *vectors, size=(64, 32), min_depth=1e-5)
     flat, temporal, camera, again, conv, after, merge, turn, project = executor.recorded
-    assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40, "first_head": 0}
+    assert flat[2] == {"spatial_shapes": ((6, 10),), "num_queries": 40, "first_head": 0, "joint": 0}
     assert temporal[1] == [(2, 60, 8, 32), (60, 2), (60, 8, 2, 4, 2), (60, 8, 2, 4)]
-    assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1}
+    assert temporal[2] == {"spatial_shapes": [(6, 10)], "mean": 1, "joint": 0}
     assert camera == again
     assert camera[2]["first_head"] == 0
     assert camera[2]["grid_width"] == 5
@@ -195,6 +196,13 @@ def test_executor():
         ("UniADUnflattenMap", [(60, 32)], {"height": 6, "width": 10}),
         ("UniADSampleMap", [(60, 32), (3, 4, 2)], {"height": 6, "width": 10}),
     ]
+    cells, flag = [tensor(half, 60, 256) for _ in range(4)], tensor("bool", 1)
+    with net_guard(Network(executor, half)):
+        pair, both = temporal_inputs(*cells, flag)
+        temporal_inputs(*cells, flag)
+    assert executor.recorded[-2:] == [("UniADTemporalInputs", [(60, 256)] * 4 + [(1,)], {})] * 2
+    assert (pair.shape, both.shape, pair.dtype, both.dtype) == ((60, 512), (2, 60, 256), half, half)
+    assert len(executor._constants) == 3  # the flag is cast once
     for residual, kind in ((tensor(half, 2000, 256), "UniADAddLayerNorm"), (None, "UniADLayerNorm")):
         vectors = [tensor(half, 256, array=np.ones(256, np.float16)) for _ in range(2)]
         with net_guard(Network(executor, half)):
@@ -209,6 +217,35 @@ def test_executor():
             sampled_attention.camera_cross_attention(layers, points, seen, offsets, logits, [(6, 10)], first_head=41)
     assert executor.recorded[-1][1][0] == (6, 60, 48, 32) and executor.recorded[-1][2]["first_head"] == 40
     assert project == ("UniADPointSampling", [(6, 4, 4), (25,), (25,), (4,)], attributes)
+
+
+def test_joint_samples():
+    """Offsets and logits in one tensor, which the plugins take twice; what they don't read so is cut apart."""
+    executor, half = RecordingExecutor(OPERATIONS), "float16"
+    executor.view = lambda x, shape: types.SimpleNamespace(name="view", shape=shape)
+    executor.slice = lambda x, starts, sizes, strides: types.SimpleNamespace(name="slice", shape=sizes)
+    executor.shape_of = lambda x: tuple(x.shape)
+    with net_guard(Network(executor, half)):
+        value, reference = tensor(half, 1, 60, 8, 32), tensor("float32", 1, 10, 4, 2)
+        samples = tensor(half, 1, 10, 3, 8, 4, 4)
+        sampled_attention.deformable_attention(value, reference, samples, None, [(6, 10)], 40)
+        maps, cells = tensor(half, 2, 60, 8, 32), tensor("float32", 60, 2)
+        sampled_attention.temporal_attention(maps, cells, tensor(half, 60, 3, 8, 2, 4), None, (6, 10))
+        cameras, points, seen = tensor(half, 6, 60, 8, 32), tensor("float32", 6, 25, 4, 2), tensor("bool", 6, 25, 4)
+        of_cameras = tensor(half, 25, 3, 8, 1, 8)
+        sampled_attention.camera_cross_attention(cameras, points, seen, of_cameras, None, [(6, 10)])
+        with pytest.raises(ValueError, match="8 heads from 1 of 8"):
+            sampled_attention.camera_cross_attention(cameras, points, seen, of_cameras, None, [(6, 10)], first_head=1)
+        few, odd = tensor(half, 1, 60, 3, 32), tensor(half, 1, 10, 3, 3, 1, 4)
+        sampled_attention.deformable_attention(few, tensor("float32", 1, 10, 1, 2), odd, None, [(6, 10)])
+    flat, temporal, camera, apart = executor.recorded
+    assert flat[1][2:] == [(1, 10, 3, 8, 4, 4)] * 2 and flat[2]["joint"] == 1
+    assert temporal[1][2:] == [(60, 3, 8, 2, 4)] * 2 and temporal[2]["joint"] == 1
+    assert camera[1][3:] == [(25, 3, 8, 1, 8)] * 2 and camera[2]["joint"] == 1
+    assert apart[1][2:] == [(1, 10, 3, 1, 4, 2), (1, 10, 3, 4)] and apart[2]["joint"] == 0
+    assert executor.joint_samples("temporal_attention", 32, [(6, 10)], 64)
+    assert not executor.joint_samples("temporal_attention", 32, [(6, 10)], 60)
+    assert not executor.joint_samples("temporal_attention", 24, [(6, 10)], 64)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +297,10 @@ def test_executor_leaves_other_sizes_and_operations_to_the_composition():
         assert executor.flatten_maps([tensor(dtype, 6, channels, 8, 5)] * count, None, None) is None
     for dtype, channels in (("float32", 32), ("float16", 12)):
         assert executor.sample_map(tensor(dtype, 60, channels), (6, 10), None) is None
+    flag = tensor("bool", 1)
+    assert executor.temporal_inputs(*[tensor("float16", 60, 32)] * 4, has_prev=flag) is None
+    executor.plugins = frozenset(["temporal_inputs"])
+    assert executor.temporal_inputs(*[tensor("float16", 60, 12)] * 4, has_prev=flag) is None
     matrix = tensor("float32", 2, 3)
     assert executor.rotate_nearest(tensor("float16", 60, 32), matrix, shape=(6, 10)) is None
     executor.plugins = frozenset(["rotate_nearest"])

@@ -67,6 +67,42 @@ def test_projection_of_the_rig(library):
     assert torch.equal(points, expected) and torch.equal(visible, mask.int()) and mask.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("has_prev", [True, False])
+@pytest.mark.parametrize(("cells", "channels"), [(1, 8), (35, 128), (257, 24)])
+def test_temporal_inputs(library, cells, channels, has_prev, dtype):
+    """Bit by bit what the composition gives; nothing is written behind the outputs."""
+    torch.manual_seed(14)
+    case = cases.temporal_inputs_case(dtype, "cpu", cells, channels, has_prev)
+    expected = cases.temporal_inputs_reference(**case)
+    memory = [kernel_calls.poisoned((x.numel() + 64,), x) for x in expected]
+    outputs = tuple(m[: x.numel()].view(x.shape) for m, x in zip(memory, expected))
+    kernel_calls.temporal_inputs(library, **case, out=outputs)
+    assert all(map(torch.equal, outputs, expected))
+    assert all(m[x.numel() :].isnan().all() for m, x in zip(memory, expected))
+    pair, _ = kernel_calls.temporal_inputs(library, **{**case, "query_pos": -case["query_pos"]})
+    assert not torch.equal(pair, expected[0]), "another position"
+    other = kernel_calls.temporal_inputs(library, **{**case, "has_prev": 1 - case["has_prev"]})
+    assert not any(map(torch.equal, other, expected)), "the other case of has_prev"
+
+
+def test_temporal_inputs_that_are_refused(library):
+    case = cases.temporal_inputs_case(torch.float16, "cpu", 5, 12, True)
+    with pytest.raises(RuntimeError, match="uniad_temporal_inputs: error 1"):
+        kernel_calls.temporal_inputs(library, **case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_temporal_inputs_of_a_network(kernels, monkeypatch, index, dtype):
+    """A recorded frame without a history and one with: to the bit what the composition gives."""
+    ours = test_bev_encoder.run_encoder(index, dtype)
+    assert kernels.calls["temporal_inputs"] == test_bev_encoder.tiny_config().encoder_num_layers
+    monkeypatch.setattr(HostKernels, "temporal_inputs", None)
+    composed = test_bev_encoder.run_encoder(index, dtype)
+    assert np.array_equal(ours["out"], composed["out"])
+
+
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 LOW_SIZE = {"low": RANGE[:3], "size": (102.4, 102.4, 8.0)}
 

@@ -39,6 +39,9 @@ enum UniadType { UNIAD_FLOAT32 = 0, UNIAD_FLOAT16 = 1 };
  * that Qs = ceil(Q/L) source queries are enough (mmcv ms_deform_attn_cuda_kernel.cuh with 4 levels on 1). mean: B maps
  * with points of their own, averaged (BEVFormer's temporal self-attention): reference (Qs,L,2|4) for all, offsets
  * (Qs,M,B,L,P,2), logits (Qs,M,B,L*P) -> out (Q,M*C).
+ *
+ * offset_stride, logit_stride: elements from one query's offsets, or logits, to the next one's, a multiple of 16 bytes; 0:
+ * they lie densely. So both can be parts of one tensor's rows.
  */
 typedef struct UniadDeformableAttention {
     const void* value;
@@ -54,11 +57,12 @@ typedef struct UniadDeformableAttention {
     int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
     int grid_width; /* > 0: the queries are a grid of so many columns (speed only) */
     int flat_buffer, mean;
+    int offset_stride, logit_stride;
 } UniadDeformableAttention;
 
 /* BEVFormer's spatial cross-attention (Li et al. 2022): value (N,S,H,C), of which the heads [first_head, first_head + M)
  * count, reference (N,Q,Z,2), visible int32 (N,Q,Z), offsets (Q,M,L,P,2), logits (Q,M,L*P) -> out (Q,M*C), the mean over
- * the cameras that see the query. N <= 32. */
+ * the cameras that see the query. N <= 32. The strides as in UniadDeformableAttention. */
 typedef struct UniadCameraAttention {
     const void* value;
     const float* reference;
@@ -72,6 +76,7 @@ typedef struct UniadCameraAttention {
     int levels, points;                  /* L, P */
     int height[UNIAD_MAX_LEVELS], width[UNIAD_MAX_LEVELS];
     int grid_width;
+    int offset_stride, logit_stride;
 } UniadCameraAttention;
 
 /* How a float16 weight of the convolution is packed (kernels/deform_conv.cuh; pack_deform_weight in
@@ -250,6 +255,21 @@ typedef struct UniadSampleMap {
     int height, width, points, channels; /* H, W, P, D */
 } UniadSampleMap;
 
+/* What temporal self-attention reads (BEVFormer): query, position, prev_bev, bev_query (B,D), has_prev int32 (1) -> pair
+ * (B,2D), history beside query + position, and maps (2,B,D), history and current. History and current are prev_bev and
+ * bev_query where has_prev is not 0, else both are query, and the other two are not read. D elements are a multiple of 16
+ * bytes. */
+typedef struct UniadTemporalInputs {
+    const void* query;
+    const void* position;
+    const void* prev_bev;
+    const void* bev_query;
+    const int* has_prev;
+    void* pair;
+    void* maps;
+    int cells, channels; /* B, D */
+} UniadTemporalInputs;
+
 /* A 3 x 3 convolution with stride 1 and padding 1 that has few outputs, float16 with sums in float32: input (N,H,W,C),
  * weight (C/64,9,32,64), taps row by row, bias float32 (32), both 0 for the outputs that there are not -> out (N,H,W,32).
  * C is a multiple of 64. */
@@ -279,6 +299,7 @@ UNIAD_API size_t uniad_merge_masks_workspace(int count, int pixels, int classes)
 UNIAD_API int uniad_point_sampling(const UniadPointSampling* arguments, void* stream);
 UNIAD_API int uniad_propagate(const UniadPropagate* arguments, void* stream);
 UNIAD_API int uniad_rotate(const UniadRotate* arguments, int type, void* stream);
+UNIAD_API int uniad_temporal_inputs(const UniadTemporalInputs* arguments, int type, void* stream);
 UNIAD_API int uniad_normalise_images(const UniadNormaliseImages* arguments, int type, void* stream);
 UNIAD_API int uniad_add_layer_norm(const UniadAddLayerNorm* arguments, int type, void* stream);
 

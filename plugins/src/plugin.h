@@ -203,5 +203,6 @@ nvinfer1::IPluginCreator* rotateCreator();
 nvinfer1::IPluginCreator* addLayerNormCreator();
 nvinfer1::IPluginCreator* layerNormCreator();
 nvinfer1::IPluginCreator* normaliseImagesCreator();
+nvinfer1::IPluginCreator* temporalInputsCreator();
 
 }  // namespace uniad

@@ -28,7 +28,7 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
           uniad::narrowConvCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
           uniad::normaliseImagesCreator(), uniad::flattenMapCreator(), uniad::flattenLevelsCreator(),
           uniad::sampleMapCreator(), uniad::unflattenMapCreator(), uniad::multiheadAttentionCreator(),
-          uniad::maskedMultiheadAttentionCreator()}) {
+          uniad::maskedMultiheadAttentionCreator(), uniad::temporalInputsCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+from join_checks import check_joint_samples, check_temporal_inputs  # noqa: E402
 from layout_checks import check_layout_kernels  # noqa: E402
 from matrix_checks import DEVICE, GUARD, check_matrix_kernels  # noqa: E402
 from op_references import merge_by_loop  # noqa: E402
@@ -149,6 +150,7 @@ def check_deformable(checks: Checks, library, variants: list[int], small: bool) 
 
             for variant in variants if tuned else [0]:
                 checks.compare(name, call, expected, dtype, variant, attention_factor(variant))
+            check_joint_samples(checks, name, functools.partial(kernel_calls.deformable_attention, library), case)
         if name in ("temporal tiny", "map encoder tiny, flat"):
             swapped = {**case, "sampling_offsets": case["sampling_offsets"].flip(-1).contiguous()}
             broken = kernel_calls.deformable_attention(library, **swapped)
@@ -184,6 +186,8 @@ def check_camera(checks: Checks, library, variants: list[int], small: bool) -> N
 
             for variant in variants if dtype == torch.float16 and channels == 32 and heads == 8 else [0]:
                 checks.compare(name, call, expected, dtype, variant, attention_factor(variant))
+            joint_call = functools.partial(kernel_calls.camera_cross_attention, library, grid_width=columns)
+            check_joint_samples(checks, name, joint_call, case)
         if name == "camera tiny":
             other = {**case, "visible": case["visible"].flip(0).contiguous()}
             broken = kernel_calls.camera_cross_attention(library, **other)
@@ -379,6 +383,7 @@ def main() -> int:
         check_rotate(checks, library, options.small)
         check_norm(checks, library, options.small)
         check_images(checks, library, options.small)
+        check_temporal_inputs(checks, library, options.small)
         check_point_sampling(checks, library, options.small)
         check_propagate(checks, library)
         check_matrix_kernels(checks, library, options.small)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
-from layers.deformable_attention import Joint, joint_values, layer_values
+from layers.deformable_attention import Joint, joint_values, layer_values, predicted_samples
 from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, map_layout, sampled_attention, tap
 from trtllm import functional as F
+from trtllm import vision as V
 
 
 class LearnedPositionalEncoding(Module):
@@ -31,6 +32,30 @@ class LearnedPositionalEncoding(Module):
         return F.view(F.concat([x, y], 2), (h * w, 2 * feats))  # (B,D)
 
 
+def temporal_inputs(
+    query: Tensor, query_pos: Tensor, prev_bev: Tensor, bev_query: Tensor, has_prev: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What temporal self-attention reads, all of one type but bool has_prev (1).
+
+    With a history every layer's current map is the query that entered layer 0; without, a layer's own input stands for
+    both maps. Upstream: BEVFormerEncoder.forward and TemporalSelfAttention.forward.
+
+    Args:
+        query, query_pos: (B,D), the layer's input and its position.
+        prev_bev, bev_query: (B,D), history and current map where has_prev; any numbers elsewhere.
+
+    Returns:
+        What predicts the offsets (B,2D), the history beside query + query_pos, cell by cell; and the maps that are
+        projected (2,B,D), history and current.
+    """
+    custom = V.offered("temporal_inputs", query, query_pos, prev_bev, bev_query, has_prev=has_prev)
+    if custom is not None:
+        return custom
+    has_prev = F.unsqueeze(has_prev, 1)  # (1,1)
+    history, current = F.where(has_prev, prev_bev, query), F.where(has_prev, bev_query, query)
+    return F.concat([history, query + query_pos], 1), F.stack([history, current], 0)  # (B,2D) (2,B,D)
+
+
 class TemporalSelfAttention(Module):
     """Deformable attention over two BEV maps, history and current, averaged; the caller adds the query."""
 
@@ -46,18 +71,20 @@ class TemporalSelfAttention(Module):
         self,
         query: Tensor,
         query_pos: Tensor,
-        history: Tensor,
-        current: Tensor,
+        prev_bev: Tensor,
+        bev_query: Tensor,
+        has_prev: Tensor,
         reference_points: Tensor,
         spatial_shape: tuple[int, int],
     ) -> Tensor:
-        """query, query_pos (Q,D), history, current (S,D), float32 reference_points (Q,2) of both maps -> (Q,D)."""
+        """The first five as temporal_inputs', Q = B; float32 reference_points (Q,2) of both maps -> (Q,D)."""
         (q, dims), m, p = query.shape, self.heads, self.points
-        # The history is the first half of what predicts the offsets: cell by cell, before it is projected.
-        pair = F.concat([history, query + query_pos], 1)  # (Q,2D)
-        offsets = F.view(self.sampling_offsets(pair), (q, m, 2, p, 2))
-        logits = F.view(self.attention_weights(pair), (q, m, 2, p))
-        value = self.value_proj(F.stack([history, current], 0))  # (2,S,D)
+        pair, maps = temporal_inputs(query, query_pos, prev_bev, bev_query, has_prev)  # (Q,2D) (2,S,D)
+        offsets, logits = predicted_samples(
+            "temporal_attention", self.sampling_offsets, self.attention_weights, pair,
+            (q, m, 2, p, 2), (q, m, 2, p), dims // m, [spatial_shape],
+        )  # fmt: skip
+        value = self.value_proj(F.view(maps, (-1, dims)))  # (2S,D)
         value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
         out = sampled_attention.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
         return self.output_proj(out)
@@ -85,9 +112,11 @@ class MSDeformableAttention3D(Module):
         joint: Joint | None,
     ) -> Tensor:
         """See SpatialCrossAttention. (Q,D), the mean over the cameras that see the query."""
-        q, m = query.shape[0], self.heads
-        offsets = F.view(self.sampling_offsets(query), (q, m, self.levels, self.points, 2))
-        logits = F.view(self.attention_weights(query), (q, m, self.levels * self.points))
+        (q, dims), m, levels, points = query.shape, self.heads, self.levels, self.points
+        offsets, logits = predicted_samples(
+            "camera_cross_attention", self.sampling_offsets, self.attention_weights, query,
+            (q, m, levels, points, 2), (q, m, levels * points), dims // m, spatial_shapes,
+        )  # fmt: skip
         value, first_head = layer_values(joint, self.value_proj, features, m)
         return sampled_attention.camera_cross_attention(
             value, reference_points_cam, mask, offsets, logits, spatial_shapes, first_head
@@ -134,8 +163,9 @@ class BEVFormerLayer(Module):
         self,
         query: Tensor,
         bev_pos: Tensor,
-        history: Tensor,
-        current: Tensor,
+        prev_bev: Tensor,
+        bev_query: Tensor,
+        has_prev: Tensor,
         reference_points: Tensor,
         features: Tensor,
         reference_points_cam: Tensor,
@@ -144,7 +174,7 @@ class BEVFormerLayer(Module):
         joint: Joint | None = None,
     ) -> Tensor:
         """Arguments as TemporalSelfAttention's and SpatialCrossAttention's."""
-        x = self.attentions[0](query, bev_pos, history, current, reference_points, self.bev_shape)
+        x = self.attentions[0](query, bev_pos, prev_bev, bev_query, has_prev, reference_points, self.bev_shape)
         x = self.norms[0](x, query)
         x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes, joint), x)
         return self.norms[2](self.ffns[0](x), x)
@@ -185,16 +215,11 @@ class BEVFormerEncoder(Module):
         # The original shifts its reference points in place, so that they move for the history *and* the current map,
         # and without a history too. The released weights were trained with that.
         reference_points = F.constant(cell_centres(self.config)) + shift  # (B,2) float32
-        has_prev = F.unsqueeze(has_prev, 1)  # (1,1)
         projections = [layer.attentions[1].deformable_attention.value_proj for layer in self.layers]
         joint = joint_values("camera_cross_attention", projections, features, self.config.num_heads, spatial_shapes)
         x = bev_query
         for index, layer in enumerate(self.layers):
-            # With a history every layer's current map is the query that entered layer 0; without, a layer's own input
-            # stands for both maps.
-            history = F.where(has_prev, prev_bev, x)
-            current = F.where(has_prev, bev_query, x)
-            x = layer(x, bev_pos, history, current, reference_points, features, reference_points_cam, mask,
+            x = layer(x, bev_pos, prev_bev, bev_query, has_prev, reference_points, features, reference_points_cam, mask,
                       spatial_shapes, joint[index])  # fmt: skip
             tap(f"bev.layer{index}", x)
         return x

@@ -12,6 +12,34 @@ from trtllm import vision as V
 Joint = tuple[Tensor, int]  # values of several layers (…,S,layers*M,C), and where in them one layer's heads begin
 
 
+def joint_linear(projections: Sequence[Linear], x: Tensor) -> Tensor:
+    """What the projections give one after another in the last dimension, by one product: (…,in) -> (…,sum of out)."""
+    parameters = ([getattr(p, name).array for p in projections] for name in ("weight", "bias"))
+    return V.linear(x, *(F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters))
+
+
+def predicted_samples(
+    operation: str,
+    sampling_offsets: Linear,
+    attention_weights: Linear,
+    asking: Tensor,
+    offsets: tuple[int, ...],
+    logits: tuple[int, ...],
+    channels: int,
+    spatial_shapes: Sequence[tuple[int, int]],
+) -> tuple[Tensor, Tensor | None]:
+    """Sampling offsets and attention logits that queries (R,in) ask for, in the shapes (…,M,L,P,2) and `logits`.
+
+    By one product, as joint samples (…,3,M,L,P) and None, where the executor's `operation` (a function of
+    trtllm.sampled_attention, for maps of so many channels a head) reads them so.
+    """
+    *lead, m, levels, points, _ = offsets
+    if V.offered("joint_samples", operation, channels, tuple(spatial_shapes), m * levels * points):
+        samples = joint_linear([sampling_offsets, attention_weights], asking)  # (R,3MLP)
+        return F.view(samples, (*lead, 3, m, levels, points)), None
+    return F.view(sampling_offsets(asking), offsets), F.view(attention_weights(asking), logits)
+
+
 def joint_values(
     operation: str,
     projections: Sequence[Linear],
@@ -29,10 +57,7 @@ def joint_values(
     dims = features.shape[-1]
     if not V.offered("joint_values", operation, dims // heads, tuple(spatial_shapes)):
         return [None] * len(projections)
-    parameters = ([getattr(p, name).array for p in projections] for name in ("weight", "bias"))
-    features = V.after(features) if shared else features
-    weight, bias = (F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters)  # (layers*D,D) (layers*D)
-    values = V.linear(features, weight, bias)  # (…,S,layers*D)
+    values = joint_linear(projections, V.after(features) if shared else features)  # (…,S,layers*D)
     values = F.view(values, (*features.shape[:-1], len(projections) * heads, dims // heads), False)
     return [(values, layer * heads) for layer in range(len(projections))]
 
@@ -82,8 +107,10 @@ class MultiScaleDeformableAttention(Module):
         m, levels, points = self.num_heads, self.num_levels, self.num_points
         read = -(-num_queries // levels)  # queries whose sampling points are read
         asking = F.narrow(query, 0, 0, read) + F.narrow(query_pos, 0, 0, read)  # (R,D)
-        offsets = F.view(self.sampling_offsets(asking), (1, read, m, levels, points, 2))
-        logits = F.view(self.attention_weights(asking), (1, read, m, levels * points))
+        offsets, logits = predicted_samples(
+            "deformable_attention", self.sampling_offsets, self.attention_weights, asking,
+            (1, read, m, levels, points, 2), (1, read, m, levels * points), value.shape[-1] // m, [spatial_shape],
+        )  # fmt: skip
         reference = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))
         reference = F.expand(reference, (1, read, levels, reference.shape[-1]))  # (1,R,L,2|4)
         values, first_head = layer_values(joint, self.value_proj, value, m)

@@ -37,6 +37,7 @@ OPERATIONS = (
     "normalise_images",
     "flatten_maps",
     "sample_map",
+    "temporal_inputs",
 )
 LIBRARY = "libuniad_plugins.so"
 BUILD_HINT = "build it with plugins/build.sh, or use --plugins off"  # of the library

@@ -2,6 +2,10 @@
 
 Compositions of plain operations. An executor that has something better (a plugin, a faster loop) offers a method of the
 same name and is asked first.
+
+Offsets (…,M,L,P,2) and logits can be one tensor: attention_logits None says that sampling_offsets is (…,3,M,L,P), of
+whose 3*M*L*P numbers the first two thirds are offsets, the others logits. An executor that reads both in place says so
+(`joint_samples`); for the others they are cut apart.
 """
 
 from collections.abc import Sequence
@@ -17,7 +21,7 @@ def deformable_attention(
     value: Tensor,
     reference_points: Tensor,
     sampling_offsets: Tensor,
-    attention_logits: Tensor,
+    attention_logits: Tensor | None,
     spatial_shapes: Sequence[tuple[int, int]],
     num_queries: int | None = None,
     first_head: int = 0,
@@ -30,7 +34,7 @@ def deformable_attention(
         reference_points: float32 (B,Q,L,2) x, y in [0,1], or (B,Q,L,4) with width and height after them; B may be 1
             where all maps have the same.
         sampling_offsets: (B,Q,M,L,P,2), in cells (2-d references) or in halves of width and height over P (4-d).
-        attention_logits: (B,Q,M,L*P); the softmax runs over L*P.
+        attention_logits: (B,Q,M,L*P); the softmax runs over L*P. None: joint samples (B,Q,3,M,L,P).
         spatial_shapes: (h, w) of each real level.
         num_queries: set where L configured levels meet ONE real level: the original's CUDA kernel
             (mmcv ms_deform_attn_cuda_kernel.cuh) then walks the flat buffers of locations and weights, so that
@@ -43,7 +47,10 @@ def deformable_attention(
     Raises:
         ValueError: value does not have these heads.
     """
-    _check_heads("deformable_attention", sampling_offsets.shape[2], first_head, value.shape[2])
+    sampling_offsets, attention_logits = _samples(
+        "deformable_attention", value, sampling_offsets, attention_logits, spatial_shapes
+    )
+    _check_heads("deformable_attention", sampling_offsets, attention_logits, first_head, value.shape[2])
     custom = offered(
         "deformable_attention",
         value,
@@ -56,6 +63,7 @@ def deformable_attention(
     )
     if custom is not None:
         return custom
+    assert attention_logits is not None, "joint_samples promised more"
     locations, weights = sampling_points(
         reference_points, sampling_offsets, attention_logits, spatial_shapes, num_queries
     )
@@ -63,7 +71,29 @@ def deformable_attention(
     return after(sample_levels(value, locations, weights, spatial_shapes))
 
 
-def _check_heads(operation: str, heads: int, first_head: int, value_heads: int) -> None:
+def _samples(
+    operation: str,
+    value: Tensor,
+    offsets: Tensor,
+    logits: Tensor | None,
+    spatial_shapes: Sequence[tuple[int, int]],
+    per_map: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Joint samples (…,3,M,L,P) as offsets (…,M,L,P,2) and logits (…,M,L*P), or (…,M,L,P) with per_map, unless the
+    executor wants them as they are."""
+    *lead, m, levels, points = offsets.shape
+    count = m * levels * points
+    if logits is not None or offered("joint_samples", operation, value.shape[3], tuple(spatial_shapes), count):
+        return offsets, logits
+    lead.pop()  # the 3
+    rows = F.view(offsets, (*lead, 3 * count))
+    offsets, logits = F.split(rows, [2 * count, count], -1)  # (…,2MLP) (…,MLP)
+    inner = (levels, points) if per_map else (levels * points,)
+    return F.view(offsets, (*lead, m, levels, points, 2)), F.view(logits, (*lead, m, *inner))
+
+
+def _check_heads(operation: str, offsets: Tensor, logits: Tensor | None, first_head: int, value_heads: int) -> None:
+    heads = offsets.shape[-3 if logits is None else -4]
     if first_head < 0 or first_head + heads > value_heads:
         raise ValueError(f"{operation}: {heads} heads from {first_head} of {value_heads}")
 
@@ -126,7 +156,7 @@ def temporal_attention(
     value: Tensor,
     reference_points: Tensor,
     sampling_offsets: Tensor,
-    attention_logits: Tensor,
+    attention_logits: Tensor | None,
     spatial_shape: tuple[int, int],
 ) -> Tensor:
     """Deformable attention over B maps of one shape, averaged: BEVFormer's temporal self-attention (Li et al. 2022).
@@ -135,12 +165,15 @@ def temporal_attention(
         value: (B,S,M,C) with S = h * w, M heads.
         reference_points: float32 (Q,2) x, y in [0,1], the same for all maps.
         sampling_offsets: (Q,M,B,P,2) in cells, each map's own.
-        attention_logits: (Q,M,B,P); the softmax runs over P.
+        attention_logits: (Q,M,B,P); the softmax runs over P. None: joint samples (Q,3,M,B,P).
         spatial_shape: (h, w).
 
     Returns:
         (Q,M*C), in value's type.
     """
+    sampling_offsets, attention_logits = _samples(
+        "temporal_attention", value, sampling_offsets, attention_logits, [spatial_shape], per_map=True
+    )
     custom = offered(
         "temporal_attention",
         value,
@@ -151,6 +184,7 @@ def temporal_attention(
     )
     if custom is not None:
         return custom
+    assert attention_logits is not None, "joint_samples promised more"
     q, m, b, p = attention_logits.shape
     reference = F.view(reference_points, (1, q, 1, 2))
     offsets = F.permute(F.view(sampling_offsets, (q, m, b, 1, p, 2)), (2, 0, 1, 3, 4, 5))  # (B,Q,M,1,P,2)
@@ -163,7 +197,7 @@ def camera_cross_attention(
     reference_points_cam: Tensor,
     visible: Tensor,
     sampling_offsets: Tensor,
-    attention_logits: Tensor,
+    attention_logits: Tensor | None,
     spatial_shapes: Sequence[tuple[int, int]],
     first_head: int = 0,
 ) -> Tensor:
@@ -175,7 +209,7 @@ def camera_cross_attention(
         reference_points_cam: float32 (6,Q,Z,2), the pillar's Z anchors in each image, x, y in [0,1].
         visible: bool (6,Q,Z); a camera counts for a query where any of its anchors is visible.
         sampling_offsets: (Q,M,L,P,2) in cells, the same for all cameras; point p starts from anchor p % Z.
-        attention_logits: (Q,M,L*P).
+        attention_logits: (Q,M,L*P). None: joint samples (Q,3,M,L,P).
         spatial_shapes: (h, w) of the L levels.
 
     Returns:
@@ -184,7 +218,10 @@ def camera_cross_attention(
     Raises:
         ValueError: value does not have these heads.
     """
-    _check_heads("camera_cross_attention", sampling_offsets.shape[1], first_head, value.shape[2])
+    sampling_offsets, attention_logits = _samples(
+        "camera_cross_attention", value, sampling_offsets, attention_logits, spatial_shapes
+    )
+    _check_heads("camera_cross_attention", sampling_offsets, attention_logits, first_head, value.shape[2])
     custom = offered(
         "camera_cross_attention",
         value,
@@ -197,6 +234,7 @@ def camera_cross_attention(
     )
     if custom is not None:
         return custom
+    assert attention_logits is not None, "joint_samples promised more"
     cams, (q, m, levels, points, _), z = value.shape[0], sampling_offsets.shape, visible.shape[2]
     value = F.narrow(value, 2, first_head, m)  # (6,S,M,C)
     seen = F.max(F.cast(visible, "int32"), 2)  # (6,Q)

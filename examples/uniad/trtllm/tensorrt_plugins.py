@@ -99,7 +99,7 @@ class PluginExecutor(TensorRTExecutor):
         value: Tensor,
         reference_points: Tensor,
         offsets: Tensor,
-        logits: Tensor,
+        logits: Tensor | None,
         spatial_shapes,
         num_queries,
         first_head,
@@ -108,7 +108,7 @@ class PluginExecutor(TensorRTExecutor):
             return None
         points, shape = reference_points.handle, (value.shape[0], *reference_points.shape[1:])
         points = points if shape == reference_points.shape else self.expand(points, shape)
-        inputs = [value.handle, points, *(self._as(x, value.dtype) for x in (offsets, logits))]
+        inputs = [value.handle, points, *self._samples(value, offsets, logits)]
         handle = self._plugin(
             "UniADDeformableAttention",
             "deformable_attention",
@@ -117,15 +117,16 @@ class PluginExecutor(TensorRTExecutor):
             spatial_shapes=spatial_shapes,
             num_queries=num_queries or 0,
             first_head=first_head,
+            joint=int(logits is None),
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
 
     def temporal_attention(
-        self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor, spatial_shape
+        self, value: Tensor, reference_points: Tensor, offsets: Tensor, logits: Tensor | None, spatial_shape
     ):
         if not self.joint_values("temporal_attention", value.shape[3], [spatial_shape]):
             return None
-        inputs = [value.handle, reference_points.handle, *(self._as(x, value.dtype) for x in (offsets, logits))]
+        inputs = [value.handle, reference_points.handle, *self._samples(value, offsets, logits)]
         handle = self._plugin(
             "UniADDeformableAttention",
             "temporal_attention",
@@ -133,6 +134,7 @@ class PluginExecutor(TensorRTExecutor):
             value.dtype,
             spatial_shapes=[spatial_shape],
             mean=1,
+            joint=int(logits is None),
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
 
@@ -141,27 +143,36 @@ class PluginExecutor(TensorRTExecutor):
         sizes."""
         return operation in self.plugins and channels in (16, 32) and len(spatial_shapes) <= MAX_LEVELS
 
+    def joint_samples(self, operation: str, channels: int, spatial_shapes, samples: int) -> bool:
+        """Whether an attention reads offsets and logits, of so many samples a query, out of one tensor, where both must
+        begin at multiples of 16 bytes."""
+        return samples % 8 == 0 and self.joint_values(operation, channels, spatial_shapes)
+
+    def _samples(self, value: Tensor, offsets: Tensor, logits: Tensor | None) -> list:
+        """Offsets and logits; joint ones twice."""
+        return [self._as(x, value.dtype) for x in (offsets, offsets if logits is None else logits)]
+
     def camera_cross_attention(
         self,
         value: Tensor,
         reference_points: Tensor,
         visible: Tensor,
         offsets: Tensor,
-        logits: Tensor,
+        logits: Tensor | None,
         spatial_shapes,
         first_head,
     ):
         if not self.joint_values("camera_cross_attention", value.shape[3], spatial_shapes):
             return None
         queries, side = visible.shape[1], math.isqrt(visible.shape[1])
-        moved = [self._as(x, value.dtype) for x in (offsets, logits)]
         handle = self._plugin(
             "UniADCameraAttention",
             "camera_cross_attention",
-            [value.handle, reference_points.handle, self._flags(visible), *moved],
+            [value.handle, reference_points.handle, self._flags(visible), *self._samples(value, offsets, logits)],
             value.dtype,
             spatial_shapes=spatial_shapes,
             first_head=first_head,
+            joint=int(logits is None),
             grid_width=side if side * side == queries else 0,  # a square map's columns; matters for speed only
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
@@ -246,6 +257,14 @@ class PluginExecutor(TensorRTExecutor):
         inputs, (height, width) = [x.handle, matrix.handle], shape
         handle = self._plugin("UniADRotate", "rotate_nearest", inputs, x.dtype, height=height, width=width)
         return Tensor(handle, x.dtype, self.shape_of(handle))
+
+    def temporal_inputs(self, *maps: Tensor, has_prev: Tensor):
+        (cells, channels), dtype = maps[0].shape, maps[0].dtype
+        if "temporal_inputs" not in self.plugins or channels * np.dtype(dtype).itemsize % 16:
+            return None
+        inputs = [*(x.handle for x in maps), self._flags(has_prev)]
+        pair, both = self._plugin("UniADTemporalInputs", "temporal_inputs", inputs, dtype, dtype)
+        return Tensor(pair, dtype, (cells, 2 * channels)), Tensor(both, dtype, (2, cells, channels))
 
     def add_layer_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps):
         channels, arrays = x.shape[-1], [t.array for t in (weight, bias)]
