@@ -25,7 +25,7 @@ class Asked(PluginExecutor):
     def _plugin(self, *arguments, **attributes):
         return None
 
-    def _flags(self, mask):
+    def _as_int32(self, x):
         return None
 
 

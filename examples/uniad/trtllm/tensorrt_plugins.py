@@ -82,11 +82,11 @@ class PluginExecutor(TensorRTExecutor):
     def _as(self, x: Tensor, dtype: str):
         return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
 
-    def _flags(self, mask: Tensor):
-        """A bool tensor as plugins of 8.6 take it, int32. The same mask in several layers is cast once."""
-        key = ("as int32", mask.handle.name)
+    def _as_int32(self, x: Tensor):
+        """The same flags in every layer: cast once."""
+        key = ("as int32", x.handle.name)
         if key not in self._constants:
-            self._constants[key] = self._as(mask, "int32")
+            self._constants[key] = self._as(x, "int32")
         return self._constants[key]
 
     def after(self, x: Tensor, earlier: Tensor | None) -> Tensor:
@@ -168,7 +168,7 @@ class PluginExecutor(TensorRTExecutor):
         handle = self._plugin(
             "UniADCameraAttention",
             "camera_cross_attention",
-            [value.handle, reference_points.handle, self._flags(visible), *self._samples(value, offsets, logits)],
+            [value.handle, reference_points.handle, self._as_int32(visible), *self._samples(value, offsets, logits)],
             value.dtype,
             spatial_shapes=spatial_shapes,
             first_head=first_head,
@@ -241,7 +241,7 @@ class PluginExecutor(TensorRTExecutor):
         attributes = {"width": width, "height": height, "min_depth": min_depth}
         points, seen = self._plugin("UniADPointSampling", "point_sampling", inputs, "float32", "int32", **attributes)
         visible = Tensor(self.cast(seen, "int32", "bool"), "bool", self.shape_of(seen))
-        self._constants["as int32", visible.handle.name] = seen  # _flags
+        self._constants["as int32", visible.handle.name] = seen  # camera_cross_attention takes it as it is
         return Tensor(points, "float32", self.shape_of(points)), visible
 
     def propagate(self, ref_pts: Tensor, *others: Tensor, low: Sequence[float], size: Sequence[float]):
@@ -262,7 +262,7 @@ class PluginExecutor(TensorRTExecutor):
         (cells, channels), dtype = maps[0].shape, maps[0].dtype
         if "temporal_inputs" not in self.plugins or channels * np.dtype(dtype).itemsize % 16:
             return None
-        inputs = [*(x.handle for x in maps), self._flags(has_prev)]
+        inputs = [*(x.handle for x in maps), self._as_int32(has_prev)]
         pair, both = self._plugin("UniADTemporalInputs", "temporal_inputs", inputs, dtype, dtype)
         return Tensor(pair, dtype, (cells, 2 * channels)), Tensor(both, dtype, (2, cells, channels))
 
@@ -342,7 +342,7 @@ class PluginExecutor(TensorRTExecutor):
             fits = columns == keys and (rows == 1 or (rows == queries and keys % 2 == 0))
             if not fits or math.prod(ones) != 1:
                 return None
-            inputs.append(self._flags(blocked))
+            inputs.append(self._as_int32(blocked))
         kind = "UniADMultiheadAttention" if blocked is None else "UniADMaskedMultiheadAttention"
         return Tensor(self._plugin(kind, "multihead_attention", inputs, "float16"), "float16", query.shape)
 
