@@ -132,6 +132,8 @@ class MultiheadAttention(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "blocked", "out")),
         *((name, ctypes.c_int) for name in ("groups", "queries", "keys", "heads", "channels", "blocked_rows")),
+        *((name, ctypes.c_int) for name in ("row_heads", "key_head", "value_head")),
+        ("workspace", ctypes.c_void_p),
     ]
 
 

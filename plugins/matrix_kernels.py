@@ -60,9 +60,14 @@ def multihead_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     blocked: torch.Tensor | None = None,
+    first_heads: tuple[int, int] = (0, 0),
+    workspace: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """trtllm.vision.multihead_attention: float16 (G,Q,M,C), (G,K,M,C) twice, int32 (K), (Q,K) or None -> (G,Q,M,C)."""
+    """trtllm.vision.multihead_attention: float16 (G,Q,M,C), (G,K,H,C) twice, int32 (K), (Q,K) or None -> (G,Q,M,C).
+
+    `workspace` and `out` are used when given.
+    """
     assert query.dtype == key.dtype == value.dtype == torch.float16
     assert key.shape == value.shape and (blocked is None or blocked.dtype == torch.int32)
     groups, queries, heads, channels = query.shape
@@ -79,26 +84,43 @@ def multihead_attention(
         heads=heads,
         channels=channels,
         blocked_rows=0 if blocked is None else blocked.numel() // key.shape[1],
+        row_heads=key.shape[2],
+        key_head=first_heads[0],
+        value_head=first_heads[1],
     )
+    if workspace is None:
+        library.uniad_multihead_attention_workspace.restype = ctypes.c_size_t
+        nbytes = library.uniad_multihead_attention_workspace(ctypes.byref(arguments))
+        workspace = torch.full((nbytes,), 255, dtype=torch.uint8, device=query.device)
+    arguments.workspace = pointer(workspace)
     call_kernel(library, "uniad_multihead_attention", arguments, query)
     return out
 
 
 def multihead_attention_case(
-    device, groups: int, queries: int, keys: int, heads: int, channels: int, mask: tuple[int, ...] = ()
+    device, groups: int, queries: int, keys: int, heads: int, channels: int, mask: tuple[int, ...] = (), layers: int = 0
 ) -> Case:
-    """`mask`: the shape of blocked, of which about half is; one row in seven of (Q,K) sees nothing."""
-    sizes = {"query": queries, "key": keys, "value": keys}
-    tensors = {name: torch.randn(groups, length, heads, channels).half() for name, length in sizes.items()}
+    """`mask`: the shape of blocked, of which about half is; one row in seven of (Q,K) sees nothing. `layers`: keys and
+    values are those of so many attentions in one tensor, of which the last one's are read."""
+    sizes = {"query": (queries, heads), "key": (keys, heads), "value": (keys, heads)}
+    if layers:
+        sizes["key"] = (keys, 2 * layers * heads)
+    tensors = {name: torch.randn(groups, *size, channels).half() for name, size in sizes.items()}
     tensors["query"] *= 2  # looks at fewer keys
     if mask:
         tensors["blocked"] = (torch.rand(mask) < 0.5).int()
     if len(mask) == 2:
         tensors["blocked"][::7] = 1
-    return {name: x.to(device) for name, x in tensors.items()}
+    case: Case = {name: x.to(device) for name, x in tensors.items()}
+    if layers:
+        case |= {"value": case["key"], "first_heads": ((2 * layers - 2) * heads, (2 * layers - 1) * heads)}
+    return case
 
 
-def multihead_attention_reference(query, key, value, blocked: torch.Tensor | None = None) -> torch.Tensor:
+def multihead_attention_reference(
+    query, key, value, blocked: torch.Tensor | None = None, first_heads: tuple[int, int] = (0, 0)
+) -> torch.Tensor:
+    key, value = (x[:, :, first : first + query.shape[2]] for x, first in zip((key, value), first_heads))  # (G,K,M,C)
     q, k, v = (x.double().transpose(1, 2) for x in (query, key, value))  # (G,M,L,C)
     logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5  # (G,M,Q,K)
     if blocked is not None:

@@ -9,6 +9,13 @@
 
 namespace {
 
+void merge(const uniad::PartSums& sums, void* out) {
+    for (int row = 0; row < sums.rows; ++row) {
+        host::run_block(sums.width, uniad::kMergeSharedBytes,
+                        [&](const host::Block& block) { uniad::merge_parts(block, sums, out, row); });
+    }
+}
+
 template <int kWidth>
 void memory_attention(const UniadMemoryAttention& a) {
     const uniad::AttendPlan plan = uniad::attend_plan(a.rows, a.cells);
@@ -19,23 +26,25 @@ void memory_attention(const UniadMemoryAttention& a) {
             });
         }
     }
-    for (int row = 0; row < a.rows; ++row) {
-        host::run_block(kWidth, uniad::kMergeSharedBytes,
-                        [&](const host::Block& block) { uniad::attend_merge(block, a, plan.parts, row); });
-    }
+    merge(uniad::attend_sums(a, plan.parts), a.out);
 }
 
 template <int kChannels>
 void multihead_attention(const UniadMultiheadAttention& a) {
+    const uniad::HeadsPlan plan = uniad::heads_plan(a);
     for (int group = 0; group < a.groups; ++group) {
         for (int head = 0; head < a.heads; ++head) {
-            for (int queries = 0; queries * uniad::kHeadQueries < a.queries; ++queries) {
+            for (int index = 0; index < plan.query_blocks * plan.parts; ++index) {
                 const auto work = [&](const host::Block& block) {
-                    uniad::multihead_attention<kChannels>(block, a, queries, head, group);
+                    const int queries = index % plan.query_blocks, part = index / plan.query_blocks;
+                    uniad::multihead_attention<kChannels>(block, a, plan, queries, part, head, group);
                 };
                 host::run_block(uniad::kHeadThreads, uniad::heads_shared_bytes<kChannels>(), work);
             }
         }
+    }
+    if (plan.parts > 1) {
+        merge(uniad::heads_sums(a, plan.parts), a.out);
     }
 }
 
@@ -75,6 +84,10 @@ extern "C" int uniad_memory_attention(const UniadMemoryAttention* a, void*) {
     }
     a->width == 256 ? memory_attention<256>(*a) : memory_attention<128>(*a);
     return 0;
+}
+
+extern "C" size_t uniad_multihead_attention_workspace(const UniadMultiheadAttention* a) {
+    return uniad::heads_fit(*a) ? uniad::heads_workspace(*a) : 0;
 }
 
 extern "C" int uniad_multihead_attention(const UniadMultiheadAttention* a, void*) {

@@ -456,6 +456,10 @@ case("attention long", V.attention, fused_attention, lambda q, k, v, b: V.attent
 HEADS = (normal(80, 2, 16), normal(90, 2, 16), normal(90, 2, 16))  # enough for the plugin
 case("multihead_attention", V.multihead_attention, heads_side_by_side,
      lambda q, k, v: V.multihead_attention(-q, k, v), *HEADS)
+LAYERS = normal(90, 6, 16)  # keys and values of others too
+case("multihead_attention of one layer", lambda q, x: V.multihead_attention(q, x, x, None, (2, 4)),
+     lambda t, q, x: heads_side_by_side(t, q, x[:, 2:4], x[:, 4:]),
+     lambda q, x: V.multihead_attention(q, x, x, None, (2, 3)), HEADS[0], LAYERS)
 case("multihead_attention masked", V.multihead_attention, heads_side_by_side,
      lambda q, k, v, b: V.multihead_attention(q, k, v, F.not_op(b)), *HEADS, mask(90))
 case("multihead_attention masked for each query", V.multihead_attention, heads_side_by_side,

@@ -215,6 +215,9 @@ REFUSED = {
         TypeError, "multihead_attention: types"),
     "heads of two sizes": (
         lambda: V.multihead_attention(zeros(2, 2, 3), zeros(4, 2, 4), zeros(4, 2, 4)), ValueError, "multihead_att"),
+    "heads that there are not": (
+        lambda: V.multihead_attention(zeros(2, 2, 3), zeros(4, 4, 3), zeros(4, 4, 3), None, (0, 3)),
+        ValueError, "2 heads from .0, 3. of 4"),
     "keys without a value": (
         lambda: V.multihead_attention(zeros(2, 2, 3), zeros(4, 2, 3), zeros(5, 2, 3)), ValueError, "multihead_att"),
     "atan2 of float16": (lambda: V.atan2(zeros(2, dtype="float16"), zeros(2, dtype="float16")), TypeError, "float32"),

@@ -78,6 +78,20 @@ def test_multihead_attention(library, sizes, mask):
         assert cases.relative_error(kernels.multihead_attention(library, **{**case, "blocked": None}), expected) > 0.1
 
 
+def test_multihead_attention_in_parts(library):
+    """More keys than blocks of queries: parts of them, out of the keys and values of three attentions."""
+    torch.manual_seed(3)
+    case = kernels.multihead_attention_case("cpu", 1, 33, 4200, 2, 32, layers=3)
+    expected = kernels.multihead_attention_reference(**case)
+    bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
+    assert cases.relative_error(kernels.multihead_attention(library, **case), expected) < bound
+    for first_heads in ((6, 10), (8, 8)):
+        broken = kernels.multihead_attention(library, **{**case, "first_heads": first_heads})
+        assert cases.relative_error(broken, expected) > 0.1
+    with pytest.raises(RuntimeError, match="uniad_multihead_attention: error 1"):
+        kernels.multihead_attention(library, **{**case, "first_heads": (8, 11)})
+
+
 def test_multihead_attention_that_sees_nothing(library):
     """The mean of the values that there are; and keys of the first tile alone, or of the last, that are seen."""
     case = kernels.multihead_attention_case("cpu", 1, 20, 133, 2, 32, (133,))
@@ -172,6 +186,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "rows and columns exchanged": ("memory_attention.cuh", "block.load_transposed(", "block.load("),
     "banks by another rule": ("warp_block.cuh", "& (kTurns - 1)", "& (kTurns - 1) & vector"),
     "a mask of other queries": ("multihead_attention.cuh", "blocked_keys(a, query + 8", "blocked_keys(a, query"),
+    "a part that is left out": ("part_sums.cuh", "seen += shares[part]", "seen += (part > 0) * shares[part]"),
     "keys that are not waited for": ("multihead_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
     "a border of the wrong side": ("narrow_conv.cuh", "column - 1 + cell", "column + cell"),

@@ -36,8 +36,11 @@ class Shapes(TorchExecutor):
         super().__init__("meta")
         self.plugins, self.composed = collections.Counter(), collections.Counter()
 
-    def multihead_attention(self, query, key, value, blocked):
-        custom = Asked().multihead_attention(query, key, value, blocked)
+    def joint_heads(self, queries, memory, num_heads):
+        return Asked().joint_heads(queries, memory, num_heads)
+
+    def multihead_attention(self, query, key, value, blocked, first_heads):
+        custom = Asked().multihead_attention(query, key, value, blocked, first_heads)
         counted = self.composed if custom is None else self.plugins
         counted[query.shape[-3], key.shape[-3], None if blocked is None else blocked.shape] += 1
 
@@ -65,6 +68,7 @@ def test_the_large_ones_are_plugins(executor):
         (300, 300, None): 6,  # map decoder
         (1542, 257, (1, 1, 257)): 3,  # modes to agents
         (1542, 300, None): 3,  # modes to map elements
+        (100, 40000, None): 4,  # things of the map to all cells
         (625, 625, None): 5,  # occupancy: pixels among themselves
         (625, 256, (1, 625, 256)): 5,  # and to instances
     }

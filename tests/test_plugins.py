@@ -346,22 +346,29 @@ def test_attention_of_many_heads():
             assert out.shape == query.shape and out.dtype == half
             kind = "UniADMultiheadAttention" if mask is None else "UniADMaskedMultiheadAttention"
             shapes = [query.shape, key.shape, key.shape] + ([] if mask is None else [mask])
-            assert executor.recorded.pop() == (kind, shapes, {})
+            assert executor.recorded.pop() == (kind, shapes, {"key_head": 0, "value_head": 0})
+        layers = tensor(half, 2, 90, 40, 32)
+        V.multihead_attention(query, layers, layers, None, (16, 24))
+        assert executor.recorded.pop()[2] == {"key_head": 16, "value_head": 24}
+    memory, heads = tensor(half, 90, 256), (0, 0)
+    assert executor.joint_heads(64, memory, 8) and not executor.joint_heads(63, memory, 8)
+    assert not executor.joint_heads(64, memory, 4) and not executor.joint_heads(64, tensor("float32", 90, 256), 8)
     masks = tensor("bool", 90), tensor("bool", 90)
     inputs = len(executor._constants)
     for mask in masks:
-        assert executor.multihead_attention(query, key, key, mask) is not None
+        assert executor.multihead_attention(query, key, key, mask, heads) is not None
     assert len(executor._constants) == inputs
     for mask in ((65, 1), (8, 65, 90), (2, 1, 1, 90), (64, 90), (65, 1, 90)):
-        assert executor.multihead_attention(query, key, key, tensor("bool", *mask)) is None
+        assert executor.multihead_attention(query, key, key, tensor("bool", *mask), heads) is None
     odd = tensor(half, 2, 91, 8, 32)
-    assert executor.multihead_attention(query, odd, odd, tensor("bool", 91)) is not None
-    assert executor.multihead_attention(query, odd, odd, tensor("bool", 65, 91)) is None  # rows not in pairs
+    assert executor.multihead_attention(query, odd, odd, tensor("bool", 91), heads) is not None
+    assert executor.multihead_attention(query, odd, odd, tensor("bool", 65, 91), heads) is None  # rows not in pairs
     few, other, wide = tensor(half, 2, 63, 8, 32), tensor(half, 2, 65, 8, 24), tensor("float32", 2, 65, 8, 32)
     for q, k in ((few, key), (query, few), (other, other), (wide, wide)):
-        assert executor.multihead_attention(q, k, k, None) is None
+        assert executor.multihead_attention(q, k, k, None, heads) is None
     executor.plugins = frozenset(["memory_attention"])
-    assert executor.multihead_attention(query, key, key, None) is None
+    assert executor.multihead_attention(query, key, key, None, heads) is None
+    assert not executor.joint_heads(64, memory, 8)
 
 
 def test_convolution_to_few_outputs():

@@ -172,7 +172,8 @@ typedef struct UniadMemoryAttention {
 } UniadMemoryAttention;
 
 /* Scaled dot-product attention of M heads of C channels in G groups (Vaswani et al. 2017), float16 with sums in float32:
- * query (G,Q,M,C), key and value (G,K,M,C) -> out (G,Q,M,C), softmax(query key^T / sqrt(C)) value of each head. `blocked`
+ * query (G,Q,M,C), key and value (G,K,H,C), of which the heads [key_head, +M) and [value_head, +M) are read -> out
+ * (G,Q,M,C), softmax(query key^T / sqrt(C)) value of each head. `blocked`
  * int32 (Q,K), or (K) for all queries, is not 0 where a query must not see a key, or NULL; a query that sees none gives the
  * mean of the values. C is 16 or 32; K is even where each query has its own row. */
 typedef struct UniadMultiheadAttention {
@@ -183,6 +184,8 @@ typedef struct UniadMultiheadAttention {
     void* out;
     int groups, queries, keys, heads, channels; /* G, Q, K, M, C */
     int blocked_rows;                           /* Q, or 1 */
+    int row_heads, key_head, value_head;        /* H */
+    void* workspace;                            /* of uniad_multihead_attention_workspace bytes */
 } UniadMultiheadAttention;
 
 /* Masks of queries over a map, from the products of M heads of C channels (Panoptic SegFormer's last attention): query
@@ -308,6 +311,8 @@ UNIAD_API int uniad_memory_attention(const UniadMemoryAttention* arguments, void
 UNIAD_API size_t uniad_memory_attention_workspace(int rows, int cells, int width);
 
 UNIAD_API int uniad_multihead_attention(const UniadMultiheadAttention* arguments, void* stream);
+/* Bytes for these sizes (the pointers are not read), often 0. */
+UNIAD_API size_t uniad_multihead_attention_workspace(const UniadMultiheadAttention* arguments);
 UNIAD_API int uniad_attention_masks(const UniadAttentionMasks* arguments, void* stream);
 /* Whether the current device has the shared memory that uniad_occupancy needs: 0 or 1. */
 UNIAD_API int uniad_occupancy_runs(int width);

@@ -43,9 +43,10 @@ def check_multihead_attention(checks, library, small: bool) -> None:
     if not small:
         sizes += [((1, 1157, 1157, 8, 32), (1157,)), ((1, 625, 625, 8, 32), ()), ((1, 625, 256, 8, 32), (625, 256))]
         sizes += [((1, 1542, 257, 8, 32), (257,)), ((1, 2500, 2500, 8, 16), ())]
-    for size, mask in sizes:
-        name = f"attention of heads {size}{', masked' if mask else ''}"
-        case = kernels.multihead_attention_case(DEVICE, *size, mask)
+    joint = [((1, 70, 3000, 2, 32), 3), ((1, 33, 4200, 3, 16), 1)] + ([] if small else [((1, 100, 40000, 8, 32), 4)])
+    for size, mask, layers in [(*size, 0) for size in sizes] + [(size, (), layers) for size, layers in joint]:
+        name = f"attention of heads {size}{', masked' if mask else ''}{f' of {layers} layers' if layers else ''}"
+        case = kernels.multihead_attention_case(DEVICE, *size, mask, layers)
         expected = kernels.multihead_attention_reference(**case)
         bound = FLOAT16_FACTOR * max(cases.rounding_noise(expected, torch.float16), 1e-4)
         checks.guarded(

@@ -4,10 +4,11 @@ Shapes have no batch dimension unless said: UniAD runs one frame at a time.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from trtllm import Module, ModuleList, Parameter, Sequential, Tensor
+from trtllm import Module, ModuleList, Parameter, Sequential, Tensor, net_dtype
 from trtllm import functional as F
 from trtllm import vision as V
 
@@ -26,6 +27,12 @@ class Linear(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return V.linear(x, self.weight.value, self.bias.value if self.has_bias else None)
+
+
+def joint_linear(projections: Sequence[Linear], x: Tensor) -> Tensor:
+    """What the projections give one after another in the last dimension, by one product: (…,in) -> (…,sum of out)."""
+    parameters = ([getattr(p, name).array for p in projections] for name in ("weight", "bias"))
+    return V.linear(x, *(F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters))
 
 
 class Conv2d(Module):

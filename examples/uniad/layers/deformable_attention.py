@@ -4,18 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layers.basic import Linear
-from trtllm import Module, Tensor, net_dtype, sampled_attention
+from layers.basic import Linear, joint_linear
+from trtllm import Module, Tensor, sampled_attention
 from trtllm import functional as F
 from trtllm import vision as V
 
 Joint = tuple[Tensor, int]  # values of several layers (…,S,layers*M,C), and where in them one layer's heads begin
-
-
-def joint_linear(projections: Sequence[Linear], x: Tensor) -> Tensor:
-    """What the projections give one after another in the last dimension, by one product: (…,in) -> (…,sum of out)."""
-    parameters = ([getattr(p, name).array for p in projections] for name in ("weight", "bias"))
-    return V.linear(x, *(F.constant(np.concatenate(arrays), net_dtype()) for arrays in parameters))
 
 
 def predicted_samples(
@@ -70,6 +64,15 @@ def layer_values(joint: Joint | None, value_proj: Linear, features: Tensor, head
     return F.view(value_proj(features), (-1, length, heads, dims // heads)), 0  # (B,S,M,C)
 
 
+def of_levels(reference_points: Tensor, read: int, levels: int) -> Tensor:
+    """The first `read` reference points float32 (Q,2) or (Q,4), the same for every level: (1,R,L,2|4)."""
+    if reference_points.array is not None:  # as layers TensorRT 8.6 would do this in every frame, by way of float16
+        points = reference_points.array[None, :read, None]  # (1,R,1,2|4)
+        return F.constant(np.ascontiguousarray(np.repeat(points, levels, 2)), "float32")
+    points = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))  # (1,R,1,2|4)
+    return F.expand(points, (1, read, levels, points.shape[-1]))
+
+
 class MultiScaleDeformableAttention(Module):
     """Deformable attention to one feature map, without the residual: the caller adds the query (without position).
 
@@ -111,8 +114,7 @@ class MultiScaleDeformableAttention(Module):
             "deformable_attention", self.sampling_offsets, self.attention_weights, asking,
             (1, read, m, levels, points, 2), (1, read, m, levels * points), value.shape[-1] // m, [spatial_shape],
         )  # fmt: skip
-        reference = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))
-        reference = F.expand(reference, (1, read, levels, reference.shape[-1]))  # (1,R,L,2|4)
+        reference = of_levels(reference_points, read, levels)  # (1,R,L,2|4)
         values, first_head = layer_values(joint, self.value_proj, value, m)
         out = sampled_attention.deformable_attention(
             values, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None, first_head

@@ -4,12 +4,15 @@ N = queries (seg_max_num things, or num_stuff_classes stuff), B = BEV cells, D =
 tensor is the attention of (M,N,B): at full size 8 x 100 x 40000, 128 MB in float32; three of them live at once at most.
 """
 
+from collections.abc import Sequence
+
 from config import UniADConfig
-from layers.basic import LayerNorm, Linear, attend_memory, attend_parts, parts_of
+from layers.basic import LayerNorm, Linear, attend_memory, attend_parts, joint_linear, parts_of
 from trtllm import Module, ModuleList, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
 
+Joint = tuple[Tensor, int]  # keys and values of several attentions (B,H,C), and where in them one's heads begin
 MLP_RATIO = 4
 NORM_EPS = 1e-6
 
@@ -107,13 +110,30 @@ class Attention(Module):
         self.proj = Linear(embed_dims, embed_dims)
         self.num_heads = num_heads
 
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, query: Tensor, memory: Tensor, joint: Joint | None) -> Tensor:
+        """`joint`: what joint_heads gave for this attention."""
+        if joint is not None:
+            (heads, first), (n, d), m = joint, query.shape, self.num_heads
+            q = F.view(self.q(query), (n, m, d // m))
+            return self.proj(F.view(V.multihead_attention(q, heads, heads, None, (first, first + m)), (n, d)))
         q = split_heads(self.q(query), self.num_heads)
         # Less work, and reads the BEV only; or an executor that writes no logits then.
         if query.shape[0] * self.num_heads <= memory.shape[1] or V.offered("has_memory_attention", memory):
             return self.proj(attend_memory(q, memory, self.k.weight.value, self.v.weight.value, self.v.bias.value))
         k, v = (split_heads(x, self.num_heads) for x in (self.k(memory), self.v(memory)))
         return self.proj(attend(q, k, v))
+
+
+def joint_heads(attentions: Sequence[Attention], queries: int, memory: Tensor) -> Sequence[Joint | None]:
+    """Keys and values of all attentions by one product with the memory (B,D); None where the executor reads none."""
+    m, (length, d) = attentions[0].num_heads, memory.shape
+    if not V.offered("joint_heads", queries, memory, m):
+        return [None] * len(attentions)
+    projections = [projection for attention in attentions for projection in (attention.k, attention.v)]
+    # Others project the memory too: of a copy, as for joint_values of layers/deformable_attention.py.
+    heads = joint_linear(projections, V.after(memory))  # (B,layers*2*D)
+    heads = F.view(heads, (length, len(projections) * m, d // m))
+    return [(heads, layer * 2 * m) for layer in range(len(attentions))]
 
 
 class AttentionTail(Module):
@@ -147,10 +167,10 @@ class Block(Module):
             self.norm3 = LayerNorm(embed_dims, NORM_EPS)
         self.self_attn = self_attn
 
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, query: Tensor, memory: Tensor, joint: Joint | None) -> Tensor:
         if self.self_attn:
             query = self.norm3(query + self.self_attention(query))
-        query = self.head_norm1(query + self.attn(query, memory))
+        query = self.head_norm1(query + self.attn(query, memory, joint))
         return self.head_norm2(query + self.mlp(query))
 
 
@@ -168,9 +188,10 @@ class SegMaskHead(Module):
 
     def forward(self, query: Tensor, memory: Tensor, query_pos: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         queries = []
-        for block in self.blocks:
+        joints = joint_heads([block.attn for block in self.blocks], query.shape[0], memory)
+        for block, joint in zip(self.blocks, joints):
             # A region of all layers would take TensorRT 8.6 minutes to compile.
-            query = V.after(block(query + query_pos if query_pos is not None else query, memory))
+            query = V.after(block(query + query_pos if query_pos is not None else query, memory, joint))
             queries.append(query)
         masks = self.attnen(query + query_pos if query_pos is not None else query, memory)
         return masks, queries

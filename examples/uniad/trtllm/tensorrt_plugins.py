@@ -329,7 +329,13 @@ class PluginExecutor(TensorRTExecutor):
             self._plugin("UniADMemoryAttention", "memory_attention", inputs, "float16"), "float16", query.shape
         )
 
-    def multihead_attention(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None):
+    def joint_heads(self, queries: int, memory: Tensor, num_heads: int) -> bool:
+        """Whether the attention of so many queries to a memory (L,D) is a plugin, which reads keys and values of one
+        attention out of those of several."""
+        fits = memory.dtype == "float16" and memory.shape[1] // num_heads in HEAD_CHANNELS
+        return fits and "multihead_attention" in self.plugins and min(queries, memory.shape[0]) >= HEADS_MIN_LENGTH
+
+    def multihead_attention(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None, first_heads):
         """Masks that all heads and groups share, for each query or for all; an even number of keys where for each."""
         queries, keys, channels = query.shape[-3], key.shape[-3], query.shape[-1]
         if "multihead_attention" not in self.plugins or query.dtype != "float16" or channels not in HEAD_CHANNELS:
@@ -344,7 +350,8 @@ class PluginExecutor(TensorRTExecutor):
                 return None
             inputs.append(self._as_int32(blocked))
         kind = "UniADMultiheadAttention" if blocked is None else "UniADMaskedMultiheadAttention"
-        return Tensor(self._plugin(kind, "multihead_attention", inputs, "float16"), "float16", query.shape)
+        first = dict(zip(("key_head", "value_head"), first_heads))
+        return Tensor(self._plugin(kind, "multihead_attention", inputs, "float16", **first), "float16", query.shape)
 
     def attention_masks(self, query: Tensor, key: Tensor, *weights: Tensor, num_heads: int):
         arrays, fits = [t.array for t in weights], num_heads == MASK_HEADS and query.shape[1] in WIDTHS

@@ -251,12 +251,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None 
     return F.matmul(F.softmax(logits, -1), value)
 
 
-def multihead_attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
+def multihead_attention(
+    query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None, first_heads: tuple[int, int] = (0, 0)
+) -> Tensor:
     """attention() of M heads whose channels lie side by side in each row, as one projection leaves them.
 
     Args:
         query: (…,Q,M,C).
-        key, value: (…,K,M,C), with equal leading dimensions.
+        key, value: (…,K,H,C), with equal leading dimensions: H = M heads, or also those of others, of which M are read.
+        first_heads: the first of them in key and in value, which may be one tensor.
         blocked: bool, broadcastable to (…,M,Q,K), keys that a query must not see; see attention().
 
     Returns:
@@ -267,10 +270,14 @@ def multihead_attention(query: Tensor, key: Tensor, value: Tensor, blocked: Tens
     """
     _one_type("multihead_attention", query, key, value)
     (*groups, _, m, c), shape = query.shape, key.shape
-    if shape != value.shape or (*shape[:-3], *shape[-2:]) != (*groups, m, c):
+    if shape != value.shape or (*shape[:-3], shape[-1]) != (*groups, c):
         raise ValueError(f"multihead_attention: query {query.shape}, key {shape}, value {value.shape}")
-    custom = offered("multihead_attention", query, key, value, blocked)
+    if min(first_heads) < 0 or max(first_heads) + m > shape[-2]:
+        raise ValueError(f"multihead_attention: {m} heads from {first_heads} of {shape[-2]}")
+    custom = offered("multihead_attention", query, key, value, blocked, first_heads)
     if custom is not None:
         return custom
+    if shape[-2] != m:
+        key, value = (F.narrow(x, -2, first, m) for x, first in zip((key, value), first_heads))  # (…,K,M,C)
     q, k, v = (F.transpose(x, -3, -2) for x in (query, key, value))  # (…,M,L,C)
     return F.transpose(attention(q, k, v, blocked), -3, -2)  # (…,Q,M,C)

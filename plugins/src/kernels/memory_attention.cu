@@ -17,7 +17,7 @@ __global__ __launch_bounds__(kAttendThreads, 2) void attend(const __grid_constan
 
 __global__ void merge(const __grid_constant__ UniadMemoryAttention a, int parts) {
     extern __shared__ __align__(128) char shared[];
-    uniad::attend_merge(uniad::DeviceBlock(shared), a, parts, blockIdx.x);
+    uniad::merge_parts(uniad::DeviceBlock(shared), uniad::attend_sums(a, parts), a.out, blockIdx.x);
 }
 
 template <int kWidth>
@@ -41,7 +41,7 @@ extern "C" size_t uniad_memory_attention_workspace(int rows, int cells, int widt
     if (!uniad::attend_fits(a)) {
         return 0;
     }
-    return static_cast<size_t>(uniad::attend_plan(rows, cells).parts) * rows * (width + 2) * sizeof(float);
+    return uniad::PartSums::bytes(uniad::attend_plan(rows, cells).parts, rows, width);
 }
 
 extern "C" int uniad_memory_attention(const UniadMemoryAttention* a, void* stream) {

@@ -8,13 +8,12 @@
 #pragma once
 
 #include "../kernels.h"
-#include "warp_block.cuh"
+#include "part_sums.cuh"
 
 namespace uniad {
 
 constexpr int kAttendRows = 64, kAttendCells = 64, kAttendThreads = 128, kAttendStages = 2;
 constexpr int kAttendBlocks = 256;  // wanted: two on each of an H100's processors
-constexpr int kAttendParts = 128;   // at most
 
 /// How the work is shared out: blocks of rows x parts of the memory, each of `tiles` times kAttendCells cells at most.
 struct AttendPlan {
@@ -24,7 +23,7 @@ struct AttendPlan {
 UNIAD_HD AttendPlan attend_plan(int rows, int cells) {
     const int row_blocks = (rows + kAttendRows - 1) / kAttendRows, all = (cells + kAttendCells - 1) / kAttendCells;
     int parts = kAttendBlocks / row_blocks;
-    parts = parts < 1 ? 1 : parts > kAttendParts ? kAttendParts : parts;
+    parts = parts < 1 ? 1 : parts > kMostParts ? kMostParts : parts;
     const int tiles = (all + parts - 1) / parts;
     return {row_blocks, (all + tiles - 1) / tiles, tiles};  // no part is empty
 }
@@ -39,12 +38,8 @@ constexpr int attend_shared_bytes() {
     return (kAttendRows + kAttendStages * kAttendCells) * kWidth * 2;
 }
 
-/// The workspace: sums (parts,rows,width), then of each (part,row) the largest logit and the sum of the weights.
-UNIAD_HD float* attend_sums(const UniadMemoryAttention& a, int part, int row) {
-    return static_cast<float*>(a.workspace) + (static_cast<int64_t>(part) * a.rows + row) * a.width;
-}
-UNIAD_HD float* attend_scale(const UniadMemoryAttention& a, int parts, int part, int row) {
-    return attend_sums(a, parts, 0) + (static_cast<int64_t>(part) * a.rows + row) * 2;
+UNIAD_HD PartSums attend_sums(const UniadMemoryAttention& a, int parts) {
+    return {static_cast<float*>(a.workspace), parts, a.rows, a.width};
 }
 
 /// One block: rows of block `row_block`, part `part` of the memory.
@@ -146,6 +141,7 @@ UNIAD_DEVICE void attend_part(const Block& block, const UniadMemoryAttention& a,
         block.sync();  // before the stage is written again
     }
 
+    const PartSums sums = attend_sums(a, plan.parts);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         total[h] += block.swap(total[h], 1);
@@ -154,52 +150,18 @@ UNIAD_DEVICE void attend_part(const Block& block, const UniadMemoryAttention& a,
         if (row >= a.rows) {
             continue;
         }
-        float* const to = attend_sums(a, part, row) + lane % 4 * 2;
+        float* const to = sums.sum(part, row) + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < kWidth / 8; ++n) {
             const Pack<float, 2> pair{{sum[n][2 * h], sum[n][2 * h + 1]}};
             *reinterpret_cast<Pack<float, 2>*>(to + n * 8) = pair;
         }
         if (lane % 4 == 0) {
-            float* const scale = attend_scale(a, plan.parts, part, row);
+            float* const scale = sums.scale(part, row);
             scale[0] = peak[h];
             scale[1] = total[h];
         }
     }
-}
-
-constexpr int kMergeSharedBytes = 2 * kAttendParts * 4;
-
-/// One output row, a thread for each channel: the parts' sums.
-template <typename Block>
-UNIAD_DEVICE void attend_merge(const Block& block, const UniadMemoryAttention& a, int parts, int row) {
-    static_assert(kAttendParts <= 128, "a thread for each part");
-    float* const shares = block.template shared<float>(0);
-    float* const totals = shares + kAttendParts;
-    const int thread = block.thread();
-    if (thread < parts) {
-        const float* const scale = attend_scale(a, parts, thread, row);
-        shares[thread] = scale[0];
-        totals[thread] = scale[1];
-    }
-    block.sync();
-    float peak = -INFINITY;
-    for (int part = 0; part < parts; ++part) {
-        peak = fmaxf(peak, shares[part]);
-    }
-    const float share = thread < parts ? exp2f((shares[thread] - peak) * kLog2E) : 0.0f;
-    block.sync();
-    if (thread < parts) {
-        shares[thread] = share;
-    }
-    block.sync();
-    float total = 0.0f, seen = 0.0f;
-#pragma unroll 8
-    for (int part = 0; part < parts; ++part) {
-        total += shares[part] * totals[part];
-        seen += shares[part] * attend_sums(a, part, row)[thread];
-    }
-    static_cast<half_t*>(a.out)[static_cast<int64_t>(row) * a.width + thread] = from_float<half_t>(seen / total);
 }
 
 }  // namespace uniad

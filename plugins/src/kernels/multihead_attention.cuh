@@ -6,18 +6,47 @@
 #pragma once
 
 #include "../kernels.h"
-#include "warp_block.cuh"
+#include "part_sums.cuh"
 
 namespace uniad {
 
 constexpr int kHeadQueries = 64, kHeadKeys = 64, kHeadThreads = 128, kHeadStages = 3;
 constexpr float kBlocked = -10000.0f;  // logit of a key that must not be seen: BLOCKED of trtllm/vision.py
 
+constexpr int kHeadBlocks = 512;    // wanted: four on each of an H100's processors
+constexpr int kHeadPartTiles = 16;  // at least, of a part of the keys
+
+/// How the work of a head is shared out: blocks of queries x parts of the keys, each of `tiles` times kHeadKeys at most.
+struct HeadsPlan {
+    int query_blocks, parts, tiles;
+};
+
+UNIAD_HD HeadsPlan heads_plan(const UniadMultiheadAttention& a) {
+    const int query_blocks = (a.queries + kHeadQueries - 1) / kHeadQueries, all = (a.keys + kHeadKeys - 1) / kHeadKeys;
+    const int wanted = kHeadBlocks / (query_blocks * a.heads * a.groups), possible = all / kHeadPartTiles;
+    int parts = wanted < possible ? wanted : possible;
+    parts = parts < 1 ? 1 : parts > kMostParts ? kMostParts : parts;
+    const int tiles = (all + parts - 1) / parts;
+    return {query_blocks, (all + tiles - 1) / tiles, tiles};  // no part is empty
+}
+
+/// What the parts leave: rows are (group, query, head). There is none where a block takes all keys.
+UNIAD_HD PartSums heads_sums(const UniadMultiheadAttention& a, int parts) {
+    return {static_cast<float*>(a.workspace), parts, a.groups * a.queries * a.heads, a.channels};
+}
+
+inline size_t heads_workspace(const UniadMultiheadAttention& a) {
+    const PartSums sums = heads_sums(a, heads_plan(a).parts);
+    return sums.parts == 1 ? 0 : PartSums::bytes(sums.parts, sums.rows, sums.width);
+}
+
 /// Whether there is a kernel for these sizes. Keys are taken in pairs, so that a query's row of a mask begins at one.
 UNIAD_HD bool heads_fit(const UniadMultiheadAttention& a) {
     const bool sizes = a.queries > 0 && a.keys > 0 && a.groups > 0 && a.groups < 65536 && a.heads > 0 && a.heads < 65536;
     const bool mask = a.blocked == nullptr || a.blocked_rows == 1 || (a.blocked_rows == a.queries && a.keys % 2 == 0);
-    return sizes && mask && (a.channels == 16 || a.channels == 32);
+    const bool heads = a.key_head >= 0 && a.key_head + a.heads <= a.row_heads && a.value_head >= 0 &&
+                       a.value_head + a.heads <= a.row_heads;
+    return sizes && mask && heads && (a.channels == 16 || a.channels == 32);
 }
 
 template <int kChannels>
@@ -44,37 +73,41 @@ UNIAD_HD unsigned blocked_keys(const UniadMultiheadAttention& a, int query, int 
     return bits;
 }
 
-/// One block: queries of block `query_block` of one head of a group.
+/// One block: queries of block `query_block` of one head of a group, part `part` of the keys.
 template <int kChannels, typename Block>
-UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAttention& a, int query_block, int head,
-                                      int group) {
+UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAttention& a, const HeadsPlan& plan,
+                                      int query_block, int part, int head, int group) {
     constexpr int kVectors = kChannels / 8, kRowBytes = kChannels * 2;
     const float scale = kLog2E * (kChannels == 16 ? 0.25f : 0.17677669529663687f);  // to the exponent of 2
     const int thread = block.thread(), lane = thread % 32, warp = thread / 32;
     const int first_query = query_block * kHeadQueries, query = first_query + warp * 16 + lane / 4;  // and query + 8
-    const int tiles = (a.keys + kHeadKeys - 1) / kHeadKeys, stride = a.heads * kRowBytes;
+    const int first_tile = part * plan.tiles, all = (a.keys + kHeadKeys - 1) / kHeadKeys;
+    const int tiles = first_tile + plan.tiles < all ? first_tile + plan.tiles : all;  // the end
+    const int stride = a.heads * kRowBytes, key_stride = a.row_heads * kRowBytes;
 
-    const auto rows = [&](const void* all, int count) {  // of this group and head
-        return static_cast<const char*>(all) + static_cast<int64_t>(group) * count * stride + head * kRowBytes;
+    const auto rows = [&](const void* all_rows, int count, int row_bytes, int row_head) {  // of this group and head
+        return static_cast<const char*>(all_rows) + static_cast<int64_t>(group) * count * row_bytes +
+               row_head * kRowBytes;
     };
-    const char* const keys = rows(a.key, a.keys);
-    const char* const values = rows(a.value, a.keys);
+    const char* const queries = rows(a.query, a.queries, stride, head);
+    const char* const keys = rows(a.key, a.keys, key_stride, a.key_head + head);
+    const char* const values = rows(a.value, a.keys, key_stride, a.value_head + head);
     const auto stage = [&](int tile) {
         return static_cast<unsigned>((kHeadQueries + tile % kHeadStages * 2 * kHeadKeys) * kRowBytes);
     };
     const auto copy_keys = [&](int tile) {
         if (tile < tiles) {
             const unsigned to = stage(tile), then = to + kHeadKeys * kRowBytes;
-            copy_tile<kHeadKeys, kVectors>(block, kHeadThreads, to, keys, tile * kHeadKeys, a.keys, stride);
-            copy_tile<kHeadKeys, kVectors>(block, kHeadThreads, then, values, tile * kHeadKeys, a.keys, stride);
+            copy_tile<kHeadKeys, kVectors>(block, kHeadThreads, to, keys, tile * kHeadKeys, a.keys, key_stride);
+            copy_tile<kHeadKeys, kVectors>(block, kHeadThreads, then, values, tile * kHeadKeys, a.keys, key_stride);
         }
         block.commit();
     };
 
-    copy_tile<kHeadQueries, kVectors>(block, kHeadThreads, 0, rows(a.query, a.queries), first_query, a.queries, stride);
+    copy_tile<kHeadQueries, kVectors>(block, kHeadThreads, 0, queries, first_query, a.queries, stride);
     block.commit();
-    copy_keys(0);
-    copy_keys(1);
+    copy_keys(first_tile);
+    copy_keys(first_tile + 1);
     block.template wait<2>();
     block.sync();
     unsigned asking[kChannels / 16][4];  // the queries stay in registers
@@ -85,7 +118,7 @@ UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAt
 
     float sum[kChannels / 8][4] = {};
     float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of `query` and query + 8
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = first_tile; tile < tiles; ++tile) {
         const int start = tile * kHeadKeys + lane % 4 * 2;
         unsigned hidden = 0;  // bit 4 n + j for logits[n][j]; read while the copies are under way
         if (a.blocked != nullptr) {
@@ -162,12 +195,28 @@ UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAt
         }
     }
 
+    const PartSums sums = heads_sums(a, plan.parts);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         total[h] += block.swap(total[h], 1);
         total[h] += block.swap(total[h], 2);
         const int row = query + 8 * h;
         if (row >= a.queries) {
+            continue;
+        }
+        if (plan.parts > 1) {
+            const int sum_row = (group * a.queries + row) * a.heads + head;
+            float* const to = sums.sum(part, sum_row) + lane % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < kChannels / 8; ++n) {
+                const Pack<float, 2> pair{{sum[n][2 * h], sum[n][2 * h + 1]}};
+                *reinterpret_cast<Pack<float, 2>*>(to + n * 8) = pair;
+            }
+            if (lane % 4 == 0) {
+                float* const factors = sums.scale(part, sum_row);
+                factors[0] = peak[h] * (scale / kLog2E);
+                factors[1] = total[h];
+            }
             continue;
         }
         char* const to = static_cast<char*>(a.out) + (static_cast<int64_t>(group) * a.queries + row) * stride +
