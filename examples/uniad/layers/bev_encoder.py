@@ -7,6 +7,8 @@ cell (y, x) is row y * bev_w + x. No batch dimension.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from config import UniADConfig
 from layers.basic import FFN, Embedding, LayerNorm, Linear
 from layers.bev_geometry import cell_centres, point_sampling, rotate_nearest
@@ -25,11 +27,12 @@ class LearnedPositionalEncoding(Module):
         self.col_embed = Embedding(columns, num_feats)
 
     def forward(self) -> Tensor:
-        row, col = self.row_embed.weight.value, self.col_embed.weight.value  # (H,F) (W,F)
+        # One constant: TensorRT 8.6 would expand and join the tables in every frame.
+        row, col = self.row_embed.weight.value.array, self.col_embed.weight.value.array  # (H,F) (W,F)
+        assert row is not None and col is not None
         (h, feats), w = row.shape, col.shape[0]
-        x = F.expand(F.unsqueeze(col, 0), (h, w, feats))  # (H,W,F)
-        y = F.expand(F.unsqueeze(row, 1), (h, w, feats))  # (H,W,F)
-        return F.view(F.concat([x, y], 2), (h * w, 2 * feats))  # (B,D)
+        tables = np.broadcast_to(col[None], (h, w, feats)), np.broadcast_to(row[:, None], (h, w, feats))  # (H,W,F)
+        return F.constant(np.concatenate(tables, 2).reshape(h * w, 2 * feats))  # (B,D)
 
 
 def temporal_inputs(

@@ -67,8 +67,8 @@ def layer_values(joint: Joint | None, value_proj: Linear, features: Tensor, head
 def of_levels(reference_points: Tensor, read: int, levels: int) -> Tensor:
     """The first `read` reference points float32 (Q,2) or (Q,4), the same for every level: (1,R,L,2|4)."""
     if reference_points.array is not None:  # as layers TensorRT 8.6 would do this in every frame, by way of float16
-        points = reference_points.array[None, :read, None]  # (1,R,1,2|4)
-        return F.constant(np.ascontiguousarray(np.repeat(points, levels, 2)), "float32")
+        array = np.repeat(reference_points.array[None, :read, None], levels, 2)  # (1,R,L,2|4)
+        return F.constant(np.ascontiguousarray(array), "float32")
     points = F.view(F.narrow(reference_points, 0, 0, read), (1, read, 1, -1))  # (1,R,1,2|4)
     return F.expand(points, (1, read, levels, points.shape[-1]))
 

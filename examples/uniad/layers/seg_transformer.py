@@ -143,8 +143,9 @@ class SegTransformer(Module):
         self, bev_embed: Tensor, query: Tensor, query_pos: Tensor, reg_branches: ModuleList
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """bev_embed (B,D); query, query_pos float32 (Q,D) -> memory (B,D), its position (B,D), queries (Q,D), boxes."""
-        level = F.narrow(self.level_embeds.value, 0, 0, 1)  # (1,D)
-        pos = F.constant(self.pos, net_dtype()) + level  # (B,D)
+        level = self.level_embeds.value.array  # (levels,D), network type; there is one level of features
+        assert level is not None
+        pos = F.constant(self.pos.astype(net_dtype()) + level[:1])  # (B,D), or TensorRT 8.6 adds them in every frame
         memory = self.encoder(bev_embed, pos)
         reference_points = F.sigmoid(self.reference_points(query_pos))  # (Q,2)
         query, boxes = self.decoder(
