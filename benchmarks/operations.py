@@ -4,10 +4,13 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import kernel_calls
+import attention_kernels
+import convolution_kernels
 import kernel_cases as cases
 import layout_kernels
 import matrix_kernels
+import merge_kernels
+import rowwise_kernels
 import torch
 
 DEVICE = torch.device("cuda")
@@ -50,15 +53,15 @@ def composed(function: str, module: str = "trtllm.vision"):
 def attention_operations() -> list[Operation]:
     half, module = torch.float16, "trtllm.sampled_attention"
     queries, width = 40000, 256
-    points, mask, columns = cases.camera_rig_points("base_e2e")
+    points, mask, columns = rowwise_kernels.camera_rig_points("base_e2e")
     pairs = float(mask.any(2).sum())  # (camera, query) pairs that are sampled
     sample = 2 * 4 * width  # operations of one point of all heads: four corners
 
     def deformable(library, case, out, variant):
-        kernel_calls.deformable_attention(library, **case, out=out, variant=variant)
+        attention_kernels.deformable_attention(library, **case, out=out, variant=variant)
 
     def camera(library, case, out, variant):
-        kernel_calls.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
+        attention_kernels.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
 
     def temporal_composed(case: cases.Case):
         plain = {
@@ -73,7 +76,7 @@ def attention_operations() -> list[Operation]:
         return composed("camera_cross_attention", module)({**case, "visible": case["visible"].bool()})
 
     def make(**size):
-        return lambda: cases.deformable_case(half, DEVICE, MAP, **size)
+        return lambda: attention_kernels.deformable_case(half, DEVICE, MAP, **size)
 
     return [
         Operation(
@@ -81,12 +84,12 @@ def attention_operations() -> list[Operation]:
             temporal_composed, (queries, width), 2 * queries * 4 * sample),
         Operation(
             "camera cross-attention, 6 cameras", 0.6,
-            lambda: cases.camera_case(half, DEVICE, SHAPES, points, mask), camera, camera_composed,
+            lambda: attention_kernels.camera_case(half, DEVICE, SHAPES, points, mask), camera, camera_composed,
             (queries, width), pairs * 32 * sample),
         Operation(
             "camera cross-attention, values of six layers", 0.6,
-            lambda: cases.camera_case(half, DEVICE, SHAPES, points, mask, value_heads=48, first_head=40), camera,
-            camera_composed, (queries, width), pairs * 32 * sample),
+            lambda: attention_kernels.camera_case(half, DEVICE, SHAPES, points, mask, value_heads=48, first_head=40),
+            camera, camera_composed, (queries, width), pairs * 32 * sample),
         Operation(
             "map encoder attention, 40000 x 8 x 4", 0.08, make(), deformable, composed("deformable_attention", module),
             (1, queries, width), queries * 4 * sample),
@@ -104,9 +107,10 @@ def attention_operations() -> list[Operation]:
 
 def convolution_operations() -> list[Operation]:
     def conv(library, case, out, variant):
-        default = kernel_calls.deform_conv_layout(library, case["x"], len(case["bias"]))
-        arguments = cases.deform_conv_arguments(case, default if variant == 0 else kernel_calls.COMMON_LAYOUT)
-        kernel_calls.deform_conv(library, **arguments, out=out, variant=variant)
+        default = convolution_kernels.deform_conv_layout(library, case["x"], len(case["bias"]))
+        layout = default if variant == 0 else convolution_kernels.COMMON_LAYOUT
+        arguments = convolution_kernels.deform_conv_arguments(case, layout)
+        convolution_kernels.deform_conv(library, **arguments, out=out, variant=variant)
 
     def conv_composed(case: cases.Case):
         plain = {"input": case["x"], "offset_mask": case["offset_mask"], "weight": case["plain_weight"]}
@@ -117,7 +121,7 @@ def convolution_operations() -> list[Operation]:
         size, flops = (6, channels, h, w), 2.0 * 6 * h * w * channels * channels * 9
 
         def make(size=size):
-            return cases.deform_conv_case(torch.float16, DEVICE, size, size[1])
+            return convolution_kernels.deform_conv_case(torch.float16, DEVICE, size, size[1])
 
         operations.append(
             Operation(
@@ -139,12 +143,12 @@ def merge_operation(library) -> Operation:
     classes, pixels = 3, 40000
 
     def make():
-        case = cases.merge_case(DEVICE, 100, MAP[0], classes)
-        return {**case, "workspace": kernel_calls.merge_workspace(library, case["masks"], classes)}
+        case = merge_kernels.merge_case(DEVICE, 100, MAP[0], classes)
+        return {**case, "workspace": merge_kernels.merge_workspace(library, case["masks"], classes)}
 
     def merge(library, case, out, variant):
         outputs = (out[:classes].view(torch.int32), out[classes:])
-        kernel_calls.merge_masks(library, **case, out=outputs)
+        merge_kernels.merge_masks(library, **case, out=outputs)
 
     return Operation(
         "merging of map masks, 100 x 40000", None, make, merge, composed("merge_masks", "layers.seg_merge"),
@@ -155,11 +159,11 @@ def rotate_operation(library) -> Operation:
     """The last frame's BEV, turned."""
 
     def rotate(library, case, out, variant):
-        kernel_calls.rotate_nearest(library, **case, out=out)
+        rowwise_kernels.rotate_nearest(library, **case, out=out)
 
     return Operation(
         "turning of the BEV map, 40000 x 256", None,
-        lambda: cases.rotate_case(torch.float16, DEVICE, MAP[0], 256, 1.3), rotate,
+        lambda: rowwise_kernels.rotate_case(torch.float16, DEVICE, MAP[0], 256, 1.3), rotate,
         composed("rotate_nearest", "layers.bev_geometry"),
         (40000, 256), 0.0)  # fmt: skip
 
@@ -249,10 +253,11 @@ def norm_operation(library) -> Operation:
     """One "add and norm" of an encoder's 40000 cells."""
 
     def norm(library, case, out, variant):
-        kernel_calls.add_layer_norm(library, **case, out=out)
+        rowwise_kernels.add_layer_norm(library, **case, out=out)
 
     return Operation(
-        "layer norm of a sum, 40000 x 256", 0.03, lambda: cases.norm_case(torch.float16, DEVICE, 40000, 256), norm,
+        "layer norm of a sum, 40000 x 256", 0.03,
+        lambda: rowwise_kernels.norm_case(torch.float16, DEVICE, 40000, 256), norm,
         composed("add_layer_norm"), (40000, 256), 0.0)  # fmt: skip
 
 
@@ -260,7 +265,7 @@ def images_operation(library) -> Operation:
     """The camera images as the stem convolution reads them; its composition takes uint8 and leaves out the layout."""
 
     def normalise(library, case, out, variant):
-        kernel_calls.normalise_images(library, **case, out=out)
+        rowwise_kernels.normalise_images(library, **case, out=out)
 
     def normalise_composed(case: cases.Case):
         x = (case["img"].float() - torch.tensor(case["mean"], device=DEVICE)).permute(0, 3, 1, 2).half()
@@ -268,7 +273,7 @@ def images_operation(library) -> Operation:
 
     return Operation(
         "normalised images, 6 x 900 x 1600", 0.1,
-        lambda: cases.images_case(torch.float16, DEVICE, 6, (900, 1600), (928, 1600)), normalise,
+        lambda: rowwise_kernels.images_case(torch.float16, DEVICE, 6, (900, 1600), (928, 1600)), normalise,
         normalise_composed, (18, 928, 1600), 0.0)  # fmt: skip
 
 
@@ -279,14 +284,14 @@ def temporal_operation(library) -> Operation:
     def join(library, case, out, variant):
         pair, maps = out.view(2, 2 * cells * width)
         outputs = pair.view(cells, 2 * width), maps.view(2, cells, width)
-        kernel_calls.temporal_inputs(library, **case, out=outputs)
+        rowwise_kernels.temporal_inputs(library, **case, out=outputs)
 
     def join_composed(case: cases.Case):
         return composed("temporal_inputs", "layers.bev_encoder")({**case, "has_prev": case["has_prev"].bool()})
 
     return Operation(
         "temporal inputs, 40000 x 256", 0.07,
-        lambda: cases.temporal_inputs_case(torch.float16, DEVICE, cells, width, True), join, join_composed,
+        lambda: rowwise_kernels.temporal_inputs_case(torch.float16, DEVICE, cells, width, True), join, join_composed,
         (4, cells, width), 0.0)  # fmt: skip
 
 
@@ -325,9 +330,9 @@ def layout_operations(library) -> list[Operation]:
 
 def operations(library, facts: dict[str, str]) -> list[tuple[Operation, list[int]]]:
     """All of them, each with the kernel variants that a library of these facts has."""
-    variants = list(kernel_calls.VARIANTS) if facts["variants"] == "1" else [0]
+    variants = list(attention_kernels.VARIANTS) if facts["variants"] == "1" else [0]
     tried = [(operation, variants) for operation in attention_operations()]
-    tried += [(o, kernel_calls.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
+    tried += [(o, convolution_kernels.conv_variants(facts, o.out_shape[1])) for o in convolution_operations()]
     single = [*matrix_operations(library), merge_operation(library), rotate_operation(library)]
     single += [norm_operation(library), images_operation(library), temporal_operation(library)]
     return tried + [(operation, [0]) for operation in single + layout_operations(library)]

@@ -1,5 +1,5 @@
 """The kernels that multiply on tensor cores, but for the convolution: calls through the C interface (src/kernels.h) on
-torch tensors, cases and float64 references. As kernel_calls.py and kernel_cases.py, for tests and benchmarks.
+torch tensors, cases and float64 references.
 """
 
 import ctypes
