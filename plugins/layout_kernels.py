@@ -2,14 +2,12 @@
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from kernel_calls import call_kernel, pointer, poisoned
+from kernel_cases import Case
 from kernel_structures import MAX_LEVELS, FlattenMaps, Levels, SampleMap
-
-Case = dict[str, Any]
 
 
 def flatten_maps(

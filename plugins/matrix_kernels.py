@@ -1,5 +1,5 @@
 """The kernels that multiply on tensor cores, but for the convolution: calls through the C interface (src/kernels.h) on
-torch tensors, cases and float64 references. As kernel_calls.py and kernel_cases.py, for tests and benchmarks.
+torch tensors, cases and float64 references.
 """
 
 import ctypes
@@ -54,6 +54,38 @@ def memory_attention_reference(query: torch.Tensor, memory: torch.Tensor) -> tor
     return torch.softmax(query.double() @ memory.T, -1) @ memory
 
 
+def _heads(query, key, value, blocked, first_heads) -> MultiheadAttention:
+    """The arguments of the kernel but for output and scratch memory."""
+    assert query.dtype == key.dtype == value.dtype == torch.float16
+    assert key.shape == value.shape and (blocked is None or blocked.dtype == torch.int32)
+    groups, queries, heads, channels = query.shape
+    return MultiheadAttention(
+        query=pointer(query),
+        key=pointer(key),
+        value=pointer(value),
+        blocked=None if blocked is None else pointer(blocked),
+        groups=groups,
+        queries=queries,
+        keys=key.shape[1],
+        heads=heads,
+        channels=channels,
+        blocked_rows=0 if blocked is None else blocked.numel() // key.shape[1],
+        row_heads=key.shape[2],
+        key_head=first_heads[0],
+        value_head=first_heads[1],
+    )
+
+
+def heads_workspace(
+    library: ctypes.CDLL, query, key, value, blocked: torch.Tensor | None = None, first_heads: tuple[int, int] = (0, 0)
+) -> torch.Tensor:
+    """The scratch memory of multihead_attention, uint8; NaN where it is read as float32."""
+    arguments = _heads(query, key, value, blocked, first_heads)
+    library.uniad_multihead_attention_workspace.restype = ctypes.c_size_t
+    nbytes = library.uniad_multihead_attention_workspace(ctypes.byref(arguments))
+    return torch.full((nbytes,), 255, dtype=torch.uint8, device=query.device)
+
+
 def multihead_attention(
     library: ctypes.CDLL,
     query: torch.Tensor,
@@ -68,31 +100,11 @@ def multihead_attention(
 
     `workspace` and `out` are used when given.
     """
-    assert query.dtype == key.dtype == value.dtype == torch.float16
-    assert key.shape == value.shape and (blocked is None or blocked.dtype == torch.int32)
-    groups, queries, heads, channels = query.shape
     out = poisoned(query.shape, query) if out is None else out
-    arguments = MultiheadAttention(
-        query=pointer(query),
-        key=pointer(key),
-        value=pointer(value),
-        blocked=None if blocked is None else pointer(blocked),
-        out=pointer(out),
-        groups=groups,
-        queries=queries,
-        keys=key.shape[1],
-        heads=heads,
-        channels=channels,
-        blocked_rows=0 if blocked is None else blocked.numel() // key.shape[1],
-        row_heads=key.shape[2],
-        key_head=first_heads[0],
-        value_head=first_heads[1],
-    )
     if workspace is None:
-        library.uniad_multihead_attention_workspace.restype = ctypes.c_size_t
-        nbytes = library.uniad_multihead_attention_workspace(ctypes.byref(arguments))
-        workspace = torch.full((nbytes,), 255, dtype=torch.uint8, device=query.device)
-    arguments.workspace = pointer(workspace)
+        workspace = heads_workspace(library, query, key, value, blocked, first_heads)
+    arguments = _heads(query, key, value, blocked, first_heads)
+    arguments.workspace, arguments.out = pointer(workspace), pointer(out)
     call_kernel(library, "uniad_multihead_attention", arguments, query)
     return out
 

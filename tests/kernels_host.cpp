@@ -262,10 +262,8 @@ extern "C" int uniad_temporal_inputs(const UniadTemporalInputs* a, int type, voi
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {
     const int vectors = uniad::rotate_vectors(*a, type);
-    for (int cell = 0; vectors > 0 && cell < a->height * a->width; ++cell) {
-        for (int vector = 0; vector < vectors; ++vector) {
-            uniad::rotate_vector(*a, vectors, cell, vector);
-        }
+    for (int index = 0; index < a->height * a->width * vectors; ++index) {
+        uniad::rotate_vector(*a, vectors, index);
     }
     return vectors > 0 ? 0 : uniad::kUnsupported;
 }

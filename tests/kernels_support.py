@@ -8,11 +8,15 @@ import collections
 import shutil
 import subprocess
 
+import attention_kernels
+import convolution_kernels
 import kernel_calls
 import kernel_cases as cases
 import layout_kernels
+import merge_kernels
 import network_support
 import pytest
+import rowwise_kernels
 import torch
 from support import ROOT
 
@@ -28,7 +32,7 @@ def bound(expected: torch.Tensor, dtype: torch.dtype, variant: int) -> float:
     """The error allowed, relative to the largest value."""
     if dtype == torch.float32:
         return 2e-6  # measured: 4e-7
-    factor = HALF_BLEND_FACTOR if variant in kernel_calls.HALF_BLEND else FLOAT16_FACTOR
+    factor = HALF_BLEND_FACTOR if variant in attention_kernels.HALF_BLEND else FLOAT16_FACTOR
     return factor * cases.rounding_noise(expected, dtype)
 
 
@@ -64,7 +68,7 @@ class HostKernels(TorchExecutor):
         return make(out, tensors[0].dtype)
 
     def deformable_attention(self, *tensors, spatial_shapes, num_queries, first_head):
-        call = kernel_calls.deformable_attention
+        call = attention_kernels.deformable_attention
         sizes = {"spatial_shapes": spatial_shapes, "num_queries": num_queries, "first_head": first_head}
         self.value_heads.append((tensors[0].shape[2], first_head))
         return self._run(call, tensors, **sizes)
@@ -72,7 +76,7 @@ class HostKernels(TorchExecutor):
     def temporal_attention(self, value, reference_points, offsets, logits, spatial_shape):
         reference = make(reference_points.handle.unsqueeze(1), "float32")  # one level
         tensors = (value, reference, offsets, logits)
-        return self._run(kernel_calls.deformable_attention, tensors, spatial_shapes=[spatial_shape], mean=True)
+        return self._run(attention_kernels.deformable_attention, tensors, spatial_shapes=[spatial_shape], mean=True)
 
     def joint_values(self, operation, channels, spatial_shapes):
         return self.joint
@@ -84,34 +88,34 @@ class HostKernels(TorchExecutor):
         visible = make(visible.handle.int(), "int32")
         tensors, shapes = (value, reference_points, visible, *tensors), spatial_shapes
         self.value_heads.append((value.shape[2], first_head))
-        call = kernel_calls.camera_cross_attention
+        call = attention_kernels.camera_cross_attention
         return self._run(call, tensors, spatial_shapes=shapes, first_head=first_head)
 
     def modulated_deform_conv2d(self, x, offset_mask, weight, stride, padding):
         weight_, bias = weight.handle, torch.zeros(len(weight.handle))
         packed = torch.from_numpy(pack_deform_weight(weight_.numpy()))
         tensors = (x, offset_mask, make(packed, x.dtype), make(bias, "float32"))
-        return self._run(kernel_calls.deform_conv, tensors, stride=stride, padding=padding)
+        return self._run(convolution_kernels.deform_conv, tensors, stride=stride, padding=padding)
 
     def merge_masks(self, *tensors, num_classes, quality_thresh):
         self.calls["merge_masks"] += 1
         arguments = (x.handle.contiguous() for x in tensors)
-        lane, lane_score = kernel_calls.merge_masks(self.library, *arguments, num_classes, quality_thresh)
+        lane, lane_score = merge_kernels.merge_masks(self.library, *arguments, num_classes, quality_thresh)
         return make(lane, "int32"), make(lane_score, "float32")
 
     def point_sampling(self, lidar2img, *anchors, size, min_depth):
         self.calls["point_sampling"] += 1
         arguments = (lidar2img.handle.contiguous(), *map(torch.tensor, anchors))
-        points, visible = kernel_calls.point_sampling(self.library, *arguments, size, min_depth)
+        points, visible = rowwise_kernels.point_sampling(self.library, *arguments, size, min_depth)
         return make(points, "float32"), make(visible.bool(), "bool")
 
     def propagate(self, *tensors, low, size):
-        return self._run(kernel_calls.propagate, tensors, low=low, size=size)
+        return self._run(rowwise_kernels.propagate, tensors, low=low, size=size)
 
     def normalise_images(self, img, mean, size, dtype):
         self.calls["normalise_images"] += 1
         pixels = img.handle.to(TORCH[dtype]).contiguous()
-        return make(kernel_calls.normalise_images(self.library, pixels, mean, size), dtype)
+        return make(rowwise_kernels.normalise_images(self.library, pixels, mean, size), dtype)
 
     def flatten_maps(self, maps, image_embeds, map_embeds):
         if maps[0].dtype != "float16":
@@ -134,17 +138,17 @@ class HostKernels(TorchExecutor):
         self.calls["add_layer_norm"] += 1
         affine = [t.handle.float() for t in (weight, bias)]
         rows = [t.handle.contiguous() for t in (x, residual)]
-        return make(kernel_calls.add_layer_norm(self.library, *rows, *affine, eps), x.dtype)
+        return make(rowwise_kernels.add_layer_norm(self.library, *rows, *affine, eps), x.dtype)
 
     def temporal_inputs(self, *maps, has_prev):
         self.calls["temporal_inputs"] += 1
         arguments = (*(t.handle.contiguous() for t in maps), has_prev.handle.int())
-        return tuple(make(x, maps[0].dtype) for x in kernel_calls.temporal_inputs(self.library, *arguments))
+        return tuple(make(x, maps[0].dtype) for x in rowwise_kernels.temporal_inputs(self.library, *arguments))
 
     def rotate_nearest(self, x, matrix, shape):
         if x.shape[1] * x.handle.element_size() % 16:
             return None
-        return self._run(kernel_calls.rotate_nearest, (x, matrix), shape=shape)
+        return self._run(rowwise_kernels.rotate_nearest, (x, matrix), shape=shape)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Deformable, temporal and camera attention by the kernels on the host (kernels_support.py)."""
 
-import kernel_calls
+import attention_kernels as attention
 import kernel_cases as cases
 import pytest
 import test_bev_encoder
@@ -40,21 +40,21 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES)
 def test_deformable_attention(library, size, dtype):
     torch.manual_seed(7)
-    case = cases.deformable_case(dtype, "cpu", **size)
-    expected = cases.deformable_reference(**case)
+    case = attention.deformable_case(dtype, "cpu", **size)
+    expected = attention.deformable_reference(**case)
     tuned = dtype == torch.float16 and size.get("heads", 8) == 8 and size.get("channels", 32) == 32
-    for variant in kernel_calls.VARIANTS if tuned else [0]:
-        out = kernel_calls.deformable_attention(library, **case, variant=variant)
+    for variant in attention.VARIANTS if tuned else [0]:
+        out = attention.deformable_attention(library, **case, variant=variant)
         assert cases.relative_error(out, expected) < bound(expected, dtype, variant), variant
     moved = {**case, "sampling_offsets": case["sampling_offsets"] + 0.01}
-    out = kernel_calls.deformable_attention(library, **moved)
+    out = attention.deformable_attention(library, **moved)
     assert cases.relative_error(out, expected) > bound(expected, dtype, 0), "all points moved by a hundredth of a cell"
 
 
 def test_unknown_sizes_are_refused(library):
-    case = cases.deformable_case(torch.float32, "cpu", shapes=[(4, 4)], channels=24)
+    case = attention.deformable_case(torch.float32, "cpu", shapes=[(4, 4)], channels=24)
     with pytest.raises(RuntimeError, match="error 1"):
-        kernel_calls.deformable_attention(library, **case)
+        attention.deformable_attention(library, **case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -64,14 +64,14 @@ def test_camera_cross_attention(library, anchors, heads, channels, dtype):
     points, visible = torch.rand(6, 55, anchors, 2) * 1.6 - 0.3, torch.rand(6, 55, anchors) > 0.9
     points[0, 0] = float("inf")  # an anchor in the camera's plane; other anchors may be seen
     visible[0, 0] = False
-    case = cases.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, heads, channels, 2 * anchors)
-    expected = cases.camera_reference(**case)
+    case = attention.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, heads, channels, 2 * anchors)
+    expected = attention.camera_reference(**case)
     assert 0 < int(visible.any(2).any(0).sum()) < 55, "some queries are seen by no camera"
-    for variant in kernel_calls.VARIANTS if dtype == torch.float16 and heads == 8 else [0]:
-        out = kernel_calls.camera_cross_attention(library, **case, variant=variant)
+    for variant in attention.VARIANTS if dtype == torch.float16 and heads == 8 else [0]:
+        out = attention.camera_cross_attention(library, **case, variant=variant)
         assert cases.relative_error(out, expected) < bound(expected, dtype, variant), variant
     other = {**case, "visible": case["visible"].flip(0).contiguous()}
-    out = kernel_calls.camera_cross_attention(library, **other)
+    out = attention.camera_cross_attention(library, **other)
     assert cases.relative_error(out, expected) > 0.1, "another camera's mask"
 
 
@@ -84,21 +84,21 @@ def test_heads_of_several_layers(library, heads, channels, value_heads, first_he
     torch.manual_seed(8)
     points, visible = torch.rand(6, 55, 4, 2) * 1.6 - 0.3, torch.rand(6, 55, 4) > 0.9
     size = (heads, channels, 8, value_heads, first_head)
-    case = cases.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, *size)
-    expected = cases.camera_reference(**case)
+    case = attention.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, *size)
+    expected = attention.camera_reference(**case)
     alone = case["value"][:, :, first_head : first_head + heads].contiguous()
-    variants = kernel_calls.VARIANTS if dtype == torch.float16 and heads == 8 else [0]
+    variants = attention.VARIANTS if dtype == torch.float16 and heads == 8 else [0]
     for variant in variants:
-        out = kernel_calls.camera_cross_attention(library, **case, variant=variant)
+        out = attention.camera_cross_attention(library, **case, variant=variant)
         assert cases.relative_error(out, expected) < bound(expected, dtype, variant), variant
         own = {**case, "value": alone, "first_head": 0}
-        assert torch.equal(kernel_calls.camera_cross_attention(library, **own, variant=variant), out), variant
+        assert torch.equal(attention.camera_cross_attention(library, **own, variant=variant), out), variant
     other = {**case, "first_head": 0 if first_head else 1}
-    out = kernel_calls.camera_cross_attention(library, **other)
+    out = attention.camera_cross_attention(library, **other)
     assert cases.relative_error(out, expected) > 0.1, "another layer's heads"
     for wrong in (-1, value_heads - heads + 1):
         with pytest.raises(RuntimeError, match="uniad_camera_attention: error 1"):
-            kernel_calls.camera_cross_attention(library, **{**case, "first_head": wrong})
+            attention.camera_cross_attention(library, **{**case, "first_head": wrong})
 
 
 def test_joint_values_of_the_layers(kernels):
@@ -122,18 +122,18 @@ def test_joint_values_of_the_layers(kernels):
 def test_heads_of_several_layers_of_one_map(library, heads, channels, value_heads, first_head, rest, dtype):
     """Bit by bit what the kernel gives for a value of these heads alone."""
     torch.manual_seed(9)
-    case = cases.deformable_case(dtype, "cpu", shapes=[(9, 11)], heads=heads, channels=channels, **rest)
-    expected = kernel_calls.deformable_attention(library, **case)
+    case = attention.deformable_case(dtype, "cpu", shapes=[(9, 11)], heads=heads, channels=channels, **rest)
+    expected = attention.deformable_attention(library, **case)
     b, cells = case["value"].shape[:2]
     joint = torch.randn(b, cells, value_heads, channels).to(dtype)
     joint[:, :, first_head : first_head + heads] = case["value"]
     case = {**case, "value": joint, "first_head": first_head}
-    assert torch.equal(kernel_calls.deformable_attention(library, **case), expected)
-    out = kernel_calls.deformable_attention(library, **{**case, "first_head": first_head - 1})
+    assert torch.equal(attention.deformable_attention(library, **case), expected)
+    out = attention.deformable_attention(library, **{**case, "first_head": first_head - 1})
     assert cases.relative_error(out, expected.double()) > 0.1, "another layer's heads"
     for wrong in (-1, value_heads - heads + 1):
         with pytest.raises(RuntimeError, match="uniad_deformable_attention: error 1"):
-            kernel_calls.deformable_attention(library, **{**case, "first_head": wrong})
+            attention.deformable_attention(library, **{**case, "first_head": wrong})
 
 
 def exchanged(case):
@@ -147,17 +147,17 @@ def exchanged(case):
 def test_joint_samples(library, size, dtype):
     """Offsets and logits out of one tensor: bit by bit what two tensors give."""
     torch.manual_seed(10)
-    case = cases.deformable_case(dtype, "cpu", **size)
-    joint = cases.joint_samples(case)
+    case = attention.deformable_case(dtype, "cpu", **size)
+    joint = attention.joint_samples(case)
     if size.get("heads", 8) == 3:  # rows of no whole vectors
         with pytest.raises(RuntimeError, match="uniad_deformable_attention: error 1"):
-            kernel_calls.deformable_attention(library, **joint)
+            attention.deformable_attention(library, **joint)
         return
     tuned = dtype == torch.float16 and size.get("heads", 8) == 8 and size.get("channels", 32) == 32
-    for variant in kernel_calls.VARIANTS if tuned else [0]:
-        expected = kernel_calls.deformable_attention(library, **case, variant=variant)
-        assert torch.equal(kernel_calls.deformable_attention(library, **joint, variant=variant), expected), variant
-    out = kernel_calls.deformable_attention(library, **exchanged(joint))
+    for variant in attention.VARIANTS if tuned else [0]:
+        expected = attention.deformable_attention(library, **case, variant=variant)
+        assert torch.equal(attention.deformable_attention(library, **joint, variant=variant), expected), variant
+    out = attention.deformable_attention(library, **exchanged(joint))
     assert cases.relative_error(out, expected.double()) > 0.1, "logits before offsets"
 
 
@@ -167,17 +167,17 @@ def test_joint_samples_of_the_cameras(library, anchors, heads, channels, dtype):
     """Bit by bit what two tensors give."""
     torch.manual_seed(11)
     points, visible = torch.rand(6, 55, anchors, 2) * 1.6 - 0.3, torch.rand(6, 55, anchors) > 0.9
-    case = cases.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, heads, channels, 2 * anchors)
-    joint = cases.joint_samples(case)
-    for variant in kernel_calls.VARIANTS if dtype == torch.float16 and heads == 8 else [0]:
-        expected = kernel_calls.camera_cross_attention(library, **case, variant=variant)
-        assert torch.equal(kernel_calls.camera_cross_attention(library, **joint, variant=variant), expected), variant
-    out = kernel_calls.camera_cross_attention(library, **exchanged(joint))
+    case = attention.camera_case(dtype, "cpu", [(16, 28), (8, 14)], points, visible, heads, channels, 2 * anchors)
+    joint = attention.joint_samples(case)
+    for variant in attention.VARIANTS if dtype == torch.float16 and heads == 8 else [0]:
+        expected = attention.camera_cross_attention(library, **case, variant=variant)
+        assert torch.equal(attention.camera_cross_attention(library, **joint, variant=variant), expected), variant
+    out = attention.camera_cross_attention(library, **exchanged(joint))
     assert cases.relative_error(out, expected.double()) > 0.1, "logits before offsets"
     first = [x[:, :, :1] for x in (points, visible)]
-    odd = cases.camera_case(dtype, "cpu", [(16, 28)], *first, 1, channels, 1)  # rows of no whole vectors
+    odd = attention.camera_case(dtype, "cpu", [(16, 28)], *first, 1, channels, 1)  # rows of no whole vectors
     with pytest.raises(RuntimeError, match="uniad_camera_attention: error 1"):
-        kernel_calls.camera_cross_attention(library, **cases.joint_samples(odd))
+        attention.camera_cross_attention(library, **attention.joint_samples(odd))
 
 
 @pytest.mark.parametrize("joint", [True, False])

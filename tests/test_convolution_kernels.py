@@ -2,7 +2,7 @@
 
 import ctypes
 
-import kernel_calls
+import convolution_kernels as convolution
 import kernel_cases as cases
 import numpy as np
 import pytest
@@ -24,15 +24,15 @@ def test_recorded_operator(kernels, name):
 def test_deform_conv(library, size, outputs, stride, dtype):
     """float16 with the packed weight and the samples' rounding of the GPU's kernel, without its tensor cores."""
     torch.manual_seed(9)
-    case = cases.deform_conv_case(dtype, "cpu", size, outputs, stride)
-    expected = cases.deform_conv_reference(**case)
-    case = cases.deform_conv_arguments(case)
-    out = kernel_calls.deform_conv(library, **case)
+    case = convolution.deform_conv_case(dtype, "cpu", size, outputs, stride)
+    expected = convolution.deform_conv_reference(**case)
+    case = convolution.deform_conv_arguments(case)
+    out = convolution.deform_conv(library, **case)
     assert cases.relative_error(out, expected) < bound(expected, dtype, 0)
     last = case["offset_mask"].contiguous(memory_format=torch.channels_last)
-    assert torch.equal(kernel_calls.deform_conv(library, **{**case, "offset_mask": last}), out), "channels-last offsets"
+    assert torch.equal(convolution.deform_conv(library, **{**case, "offset_mask": last}), out), "channels-last offsets"
     moved = {**case, "offset_mask": case["offset_mask"] + 0.05}
-    assert cases.relative_error(kernel_calls.deform_conv(library, **moved), expected) > 0.01, "moved by 0.05 pixels"
+    assert cases.relative_error(convolution.deform_conv(library, **moved), expected) > 0.01, "moved by 0.05 pixels"
 
 
 @pytest.mark.parametrize(("layout", "outputs", "channels"), [(COMMON_LAYOUT, 128, 96), (HOPPER_LAYOUT, 512, 128)])
@@ -60,14 +60,14 @@ def test_packing_of_the_convolution(library, layout, outputs, channels):
 def test_hopper_layouts(library):
     """The Hopper kernel's packed weight and its order of the pixels, read as its comments say; two strips of rows."""
     torch.manual_seed(9)
-    case = cases.deform_conv_case(torch.float16, "cpu", (2, 64, 11, 5), 512)
-    expected = cases.deform_conv_reference(**case)
-    assert kernel_calls.deform_conv_layout(library, case["x"], 512) == HOPPER_LAYOUT
-    arguments = cases.deform_conv_arguments(case, HOPPER_LAYOUT)
-    out = kernel_calls.deform_conv(library, **arguments)
+    case = convolution.deform_conv_case(torch.float16, "cpu", (2, 64, 11, 5), 512)
+    expected = convolution.deform_conv_reference(**case)
+    assert convolution.deform_conv_layout(library, case["x"], 512) == HOPPER_LAYOUT
+    arguments = convolution.deform_conv_arguments(case, HOPPER_LAYOUT)
+    out = convolution.deform_conv(library, **arguments)
     assert cases.relative_error(out, expected) < bound(expected, torch.float16, 0)
     other = {**arguments, "weight": case["weight"]}
-    assert cases.relative_error(kernel_calls.deform_conv(library, **other), expected) > 0.1, "other packing"
+    assert cases.relative_error(convolution.deform_conv(library, **other), expected) > 0.1, "other packing"
 
 
 def test_layout_and_variants_by_sizes(library):
@@ -75,13 +75,11 @@ def test_layout_and_variants_by_sizes(library):
     assert layout(6 * 58 * 100, 256, 256) == layout(6 * 29 * 50, 512, 512) == HOPPER_LAYOUT
     assert layout(100, 96, 256) == layout(100, 64, 128) == COMMON_LAYOUT
     assert (layout(2**25 - 1, 64, 256), layout(2**25, 64, 256)) == (HOPPER_LAYOUT, COMMON_LAYOUT)  # 4 GiB of cells
-    assert COMMON_LAYOUT == kernel_calls.COMMON_LAYOUT and HOPPER_LAYOUT == kernel_calls.HOPPER_LAYOUT
-    every = list(kernel_calls.CONV_VARIANTS)
-    assert kernel_calls.conv_variants({"variants": "1"}, 512) == every
-    assert kernel_calls.conv_variants({"variants": "1"}, 256) == [v for v in every if v != kernel_calls.WIDE_VARIANT]
-    assert (
-        kernel_calls.conv_variants({"variants": "1"}, 64) == kernel_calls.conv_variants({"variants": "0"}, 512) == [0]
-    )
+    assert COMMON_LAYOUT == convolution.COMMON_LAYOUT and HOPPER_LAYOUT == convolution.HOPPER_LAYOUT
+    every = list(convolution.CONV_VARIANTS)
+    assert convolution.conv_variants({"variants": "1"}, 512) == every
+    assert convolution.conv_variants({"variants": "1"}, 256) == [v for v in every if v != convolution.WIDE_VARIANT]
+    assert convolution.conv_variants({"variants": "1"}, 64) == convolution.conv_variants({"variants": "0"}, 512) == [0]
 
 
 def test_tile_of_the_convolution(library):

@@ -1,7 +1,7 @@
 """The merging of the map's masks by the kernels on the host (kernels_support.py), bit by bit."""
 
 import kernel_calls
-import kernel_cases as cases
+import merge_kernels as merge
 import numpy as np
 import pytest
 import test_seg_head
@@ -55,7 +55,7 @@ MERGES = [  # masks, size of the map, classes; 128 pixels are a vector, of which
 @pytest.mark.parametrize(("count", "size", "classes"), MERGES)
 def test_merge_masks(library, count, size, classes):
     torch.manual_seed(10)
-    case = cases.merge_case("cpu", count, size, classes)
+    case = merge.merge_case("cpu", count, size, classes)
     arrays = {name: x.numpy() if torch.is_tensor(x) else x for name, x in case.items()}
     lane, lane_score, drawn = merge_by_loop(**arrays)
     assert 1 < drawn < count
@@ -69,11 +69,11 @@ def test_merge_masks(library, count, size, classes):
 def assert_merged(library, case, lane, lane_score) -> None:
     """What the kernels give, bit by bit. Nothing is written behind the outputs and the workspace."""
     (classes, pixels), guard = lane.shape, 64
-    workspace = kernel_calls.merge_workspace(library, case["masks"], classes)
+    workspace = merge.merge_workspace(library, case["masks"], classes)
     memory = torch.full((len(workspace) + guard,), 255, dtype=torch.uint8)
     out = [kernel_calls.poisoned((classes * pixels + guard,), like) for like in (case["labels"], case["masks"])]
     views = tuple(x[: classes * pixels].view(classes, pixels) for x in out)
-    kernel_calls.merge_masks(library, **case, workspace=memory[: len(workspace)], out=views)
+    merge.merge_masks(library, **case, workspace=memory[: len(workspace)], out=views)
     np.testing.assert_array_equal(views[0].numpy(), lane, "lane")
     np.testing.assert_array_equal(views[1].numpy(), lane_score, "lane_score")
     assert (memory[-guard:] == 255).all() and (out[0][-guard:] == -1).all() and out[1][-guard:].isnan().all()
@@ -118,4 +118,4 @@ def test_merge_sizes_that_are_refused(library):
     for count, pixels, classes in ((1025, 4, 3), (2, 262145, 3), (2, 4, 65)):
         tensors = torch.zeros(count, pixels), torch.zeros(count), torch.zeros(count, dtype=torch.int32)
         with pytest.raises(RuntimeError, match="uniad_merge_masks: error 1"):
-            kernel_calls.merge_masks(library, *tensors, classes, 0.1)
+            merge.merge_masks(library, *tensors, classes, 0.1)

@@ -5,6 +5,7 @@ import kernel_cases as cases
 import network_support
 import numpy as np
 import pytest
+import rowwise_kernels as rowwise
 import test_backbone
 import test_bev_encoder
 import test_seg_head
@@ -25,17 +26,17 @@ ROTATIONS = [
 @pytest.mark.parametrize(("shape", "channels", "degrees"), ROTATIONS)
 def test_rotate(library, dtype, shape, channels, degrees):
     """Bit by bit what the composition gives."""
-    case = cases.rotate_case(dtype, "cpu", shape, channels, degrees)
-    expected = cases.rotate_reference(**case)
-    assert torch.equal(kernel_calls.rotate_nearest(library, **case), expected)
+    case = rowwise.rotate_case(dtype, "cpu", shape, channels, degrees)
+    expected = rowwise.rotate_reference(**case)
+    assert torch.equal(rowwise.rotate_nearest(library, **case), expected)
     broken = {**case, "matrix": case["matrix"] * 1.3}
-    assert not torch.equal(kernel_calls.rotate_nearest(library, **broken), expected)
+    assert not torch.equal(rowwise.rotate_nearest(library, **broken), expected)
 
 
 def test_rotate_sizes_that_are_refused(library):
-    case = cases.rotate_case(torch.float16, "cpu", (4, 4), 4, 0.0)
+    case = rowwise.rotate_case(torch.float16, "cpu", (4, 4), 4, 0.0)
     with pytest.raises(RuntimeError, match="uniad_rotate: error 1"):
-        kernel_calls.rotate_nearest(library, **case)
+        rowwise.rotate_nearest(library, **case)
 
 
 def test_rotated_history(kernels):
@@ -62,8 +63,8 @@ def test_projection(kernels):
 
 def test_projection_of_the_rig(library):
     """What the GPU check compares with."""
-    points, visible = kernel_calls.point_sampling(library, **cases.point_sampling_case("tiny_e2e", "cpu"))
-    expected, mask, _ = cases.camera_rig_points("tiny_e2e")
+    points, visible = rowwise.point_sampling(library, **rowwise.point_sampling_case("tiny_e2e", "cpu"))
+    expected, mask, _ = rowwise.camera_rig_points("tiny_e2e")
     assert torch.equal(points, expected) and torch.equal(visible, mask.int()) and mask.any()
 
 
@@ -73,23 +74,23 @@ def test_projection_of_the_rig(library):
 def test_temporal_inputs(library, cells, channels, has_prev, dtype):
     """Bit by bit what the composition gives; nothing is written behind the outputs."""
     torch.manual_seed(14)
-    case = cases.temporal_inputs_case(dtype, "cpu", cells, channels, has_prev)
-    expected = cases.temporal_inputs_reference(**case)
+    case = rowwise.temporal_inputs_case(dtype, "cpu", cells, channels, has_prev)
+    expected = rowwise.temporal_inputs_reference(**case)
     memory = [kernel_calls.poisoned((x.numel() + 64,), x) for x in expected]
     outputs = tuple(m[: x.numel()].view(x.shape) for m, x in zip(memory, expected))
-    kernel_calls.temporal_inputs(library, **case, out=outputs)
+    rowwise.temporal_inputs(library, **case, out=outputs)
     assert all(map(torch.equal, outputs, expected))
     assert all(m[x.numel() :].isnan().all() for m, x in zip(memory, expected))
-    pair, _ = kernel_calls.temporal_inputs(library, **{**case, "query_pos": -case["query_pos"]})
+    pair, _ = rowwise.temporal_inputs(library, **{**case, "query_pos": -case["query_pos"]})
     assert not torch.equal(pair, expected[0]), "another position"
-    other = kernel_calls.temporal_inputs(library, **{**case, "has_prev": 1 - case["has_prev"]})
+    other = rowwise.temporal_inputs(library, **{**case, "has_prev": 1 - case["has_prev"]})
     assert not any(map(torch.equal, other, expected)), "the other case of has_prev"
 
 
 def test_temporal_inputs_that_are_refused(library):
-    case = cases.temporal_inputs_case(torch.float16, "cpu", 5, 12, True)
+    case = rowwise.temporal_inputs_case(torch.float16, "cpu", 5, 12, True)
     with pytest.raises(RuntimeError, match="uniad_temporal_inputs: error 1"):
-        kernel_calls.temporal_inputs(library, **case)
+        rowwise.temporal_inputs(library, **case)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -109,12 +110,12 @@ LOW_SIZE = {"low": RANGE[:3], "size": (102.4, 102.4, 8.0)}
 
 def test_propagate(library):
     """A millimetre, which is what float32 knows a kilometre away; float16 poses are metres off."""
-    case = cases.propagate_case("cpu", 300)
-    expected = torch.sigmoid(cases.propagate_reference(RANGE, **case)) * 102.4
-    metres = torch.sigmoid(kernel_calls.propagate(library, *case.values(), **LOW_SIZE)) * 102.4
+    case = rowwise.propagate_case("cpu", 300)
+    expected = torch.sigmoid(rowwise.propagate_reference(RANGE, **case)) * 102.4
+    metres = torch.sigmoid(rowwise.propagate(library, *case.values(), **LOW_SIZE)) * 102.4
     assert (metres - expected).abs().max() < 1e-3
     coarse = [case[name].half().float() if name.startswith("l2g_t") else case[name] for name in case]
-    metres = torch.sigmoid(kernel_calls.propagate(library, *coarse, **LOW_SIZE)) * 102.4
+    metres = torch.sigmoid(rowwise.propagate(library, *coarse, **LOW_SIZE)) * 102.4
     assert (metres - expected).abs().max() > 0.1
 
 
@@ -126,16 +127,16 @@ NORMS = [(7, 256), (1, 128), (5, 48), (33, 8), (3, 1024), (4, 1000), (2, 72)]  #
 @pytest.mark.parametrize(("rows", "channels"), NORMS)
 def test_add_layer_norm(library, rows, channels, residual, dtype):
     torch.manual_seed(12)
-    case = cases.norm_case(dtype, "cpu", rows, channels, residual)
-    expected = cases.norm_reference(**case)
+    case = rowwise.norm_case(dtype, "cpu", rows, channels, residual)
+    expected = rowwise.norm_reference(**case)
     memory = kernel_calls.poisoned((rows * channels + 64,), case["x"])
-    out = kernel_calls.add_layer_norm(library, **case, out=memory[: rows * channels].view(rows, channels))
+    out = rowwise.add_layer_norm(library, **case, out=memory[: rows * channels].view(rows, channels))
     assert cases.relative_error(out, expected) < bound(expected, dtype, 0)
     assert memory[rows * channels :].isnan().all(), "nothing is written behind the output"
     key = "residual" if residual else "bias"
-    broken = kernel_calls.add_layer_norm(library, **{**case, key: case[key] * 1.1})
+    broken = rowwise.add_layer_norm(library, **{**case, key: case[key] * 1.1})
     assert cases.relative_error(broken, expected) > 0.005, key
-    broken = kernel_calls.add_layer_norm(library, **case, eps=1.0)
+    broken = rowwise.add_layer_norm(library, **case, eps=1.0)
     assert cases.relative_error(broken, expected) > 0.005, "another eps"
 
 
@@ -143,16 +144,16 @@ def test_norm_of_a_sum_beyond_float16(library):
     """The sum is not rounded, nor does it overflow."""
     x = torch.tensor([[60000.0, 2048.0, 1.0, 0.0] * 2], dtype=torch.float16)
     case = {"x": x, "residual": x.clone(), "weight": torch.ones(8), "bias": torch.zeros(8)}
-    expected = cases.norm_reference(**case)
-    assert cases.relative_error(kernel_calls.add_layer_norm(library, **case), expected) < 1e-3
+    expected = rowwise.norm_reference(**case)
+    assert cases.relative_error(rowwise.add_layer_norm(library, **case), expected) < 1e-3
     assert not torch.isfinite(x + x).all()
 
 
 def test_norm_sizes_that_are_refused(library):
     for channels in (4, 1032):
-        case = cases.norm_case(torch.float16, "cpu", 2, channels)
+        case = rowwise.norm_case(torch.float16, "cpu", 2, channels)
         with pytest.raises(RuntimeError, match="uniad_add_layer_norm: error 1"):
-            kernel_calls.add_layer_norm(library, **case)
+            rowwise.add_layer_norm(library, **case)
 
 
 def test_norms_of_the_encoders(kernels):
@@ -178,15 +179,15 @@ IMAGES = [(6, (7, 11), (8, 16)), (2, (5, 3), (5, 3)), (1, (1, 1), (1, 9)), (3, (
 def test_normalise_images(library, count, shape, size, dtype, last):
     """Bit by bit, zeros in the padding and in the channels beyond the third; nothing is written behind them."""
     torch.manual_seed(13)
-    case = cases.images_case(dtype, "cpu", count, shape, size, last)
-    expected = cases.images_reference(**case)
+    case = rowwise.images_case(dtype, "cpu", count, shape, size, last)
+    expected = rowwise.images_reference(**case)
     memory = kernel_calls.poisoned((expected.numel() + 64,), case["img"])
-    out = kernel_calls.normalise_images(library, **case, out=memory[: expected.numel()].view(expected.shape))
+    out = rowwise.normalise_images(library, **case, out=memory[: expected.numel()].view(expected.shape))
     assert torch.equal(out, expected) and memory[expected.numel() :].isnan().all()
-    broken = kernel_calls.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
+    broken = rowwise.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
     assert not torch.equal(broken, expected), "RGB's mean"
     with pytest.raises(RuntimeError, match="uniad_normalise_images: error 1"):
-        kernel_calls.normalise_images(library, **{**case, "size": (shape[0] - 1, size[1])})
+        rowwise.normalise_images(library, **{**case, "size": (shape[0] - 1, size[1])})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

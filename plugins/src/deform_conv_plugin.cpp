@@ -7,7 +7,6 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
-using nvinfer1::TensorFormat;
 
 /// Inputs (N,C,H,W), the 27 channels of conv_offset, the packed weight, the bias float32 (O); see UniadDeformConv.
 /// float16 feature maps are channels-last (HWC8), as the convolutions around them want them.
@@ -44,8 +43,7 @@ struct DeformConv : OneOutput<DeformConv> {
         if (position == 3 || half == 0) {
             return isLinear(tensor, DataType::kFLOAT);
         }
-        const bool either = position == 1 && tensor.format == TensorFormat::kLINEAR;
-        return tensor.type == DataType::kHALF && (either || tensor.format == TensorFormat::kHWC8);
+        return isChannelsLast(tensor) || (position == 1 && isLinear(tensor, DataType::kHALF));
     }
     int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
                 void*, cudaStream_t stream) const {
@@ -71,7 +69,7 @@ struct DeformConv : OneOutput<DeformConv> {
         a.padding = padding;
         a.relu = relu;
         const int pixels = a.out_height * a.out_width;
-        const bool last = in[1].format == TensorFormat::kHWC8;
+        const bool last = isChannelsLast(in[1]);
         const int channels = last ? (offset_mask.d[1] + 7) / 8 * 8 : offset_mask.d[1];
         a.offset_image = channels * pixels;
         a.offset_channel = last ? 1 : pixels;

@@ -8,11 +8,6 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
-using nvinfer1::TensorFormat;
-
-bool isChannelsLast(const PluginTensorDesc& tensor) {
-    return tensor.type == DataType::kHALF && tensor.format == TensorFormat::kHWC8;
-}
 
 /// Inputs kMaps maps (N,D,h,w) and, with several, embeds (N,kMaps,D), output (N,S,D), all float16; see UniadFlattenMaps.
 template <int kMaps>

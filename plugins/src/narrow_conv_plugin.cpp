@@ -7,7 +7,6 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
-using nvinfer1::TensorFormat;
 
 /// Inputs input (N,C,H,W) with the channels last, weight (C/64,9,32,64), bias float32 (32); output (N,outputs,H,W) with the
 /// channels last. See UniadNarrowConv.
@@ -28,7 +27,7 @@ struct NarrowConv : OneOutput<NarrowConv> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         const PluginTensorDesc& tensor = tensors[position];
         if (position == 0 || position == 3) {
-            return tensor.type == DataType::kHALF && tensor.format == TensorFormat::kHWC8;
+            return isChannelsLast(tensor);
         }
         return isLinear(tensor, position == 1 ? DataType::kHALF : DataType::kFLOAT);
     }

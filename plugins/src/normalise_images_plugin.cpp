@@ -7,7 +7,6 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
-using nvinfer1::TensorFormat;
 
 /// Input (N,H,W,3), output (N,3,out_height,out_width); see UniadNormaliseImages. The float16 output is in
 /// planes or channels-last (HWC8), as suits the convolution behind it.
@@ -32,8 +31,7 @@ struct NormaliseImages : OneOutput<NormaliseImages> {
     bool supports(int position, const PluginTensorDesc* tensors) const {
         const PluginTensorDesc& tensor = tensors[position];
         if (position == 1 && half != 0) {
-            const bool known = tensor.format == TensorFormat::kHWC8 || tensor.format == TensorFormat::kLINEAR;
-            return tensor.type == DataType::kHALF && known;
+            return isChannelsLast(tensor) || isLinear(tensor, DataType::kHALF);
         }
         return isLinear(tensor, floatType(half));
     }
@@ -51,7 +49,7 @@ struct NormaliseImages : OneOutput<NormaliseImages> {
         a.width = dims.d[2];
         a.out_height = out_height;
         a.out_width = out_width;
-        a.channels_last = out[0].format == TensorFormat::kHWC8;
+        a.channels_last = isChannelsLast(out[0]);
         std::memcpy(a.mean, mean, sizeof(mean));
         return uniad_normalise_images(&a, half != 0 ? UNIAD_FLOAT16 : UNIAD_FLOAT32, stream);
     }

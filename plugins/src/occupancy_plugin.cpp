@@ -7,7 +7,6 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
-using nvinfer1::TensorFormat;
 
 /// Inputs query (T,A,D) and state (T,D,H,W) with the channels last, float16, and score float32 (A); output int32 (T,H,W),
 /// so that `half` stays 0. See UniadOccupancy.
@@ -34,7 +33,7 @@ struct Occupancy {
         const PluginTensorDesc& tensor = tensors[position];
         switch (position) {
             case 0: return isLinear(tensor, DataType::kHALF);
-            case 1: return tensor.type == DataType::kHALF && tensor.format == TensorFormat::kHWC8;
+            case 1: return isChannelsLast(tensor);
             case 2: return isLinear(tensor, DataType::kFLOAT);
             default: return isLinear(tensor, DataType::kINT32);
         }

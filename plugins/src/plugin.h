@@ -38,6 +38,11 @@ inline bool isLinear(const nvinfer1::PluginTensorDesc& tensor, nvinfer1::DataTyp
     return tensor.type == type && tensor.format == nvinfer1::TensorFormat::kLINEAR;
 }
 
+/// float16 whose channels lie side by side, padded to eights.
+inline bool isChannelsLast(const nvinfer1::PluginTensorDesc& tensor) {
+    return tensor.type == nvinfer1::DataType::kHALF && tensor.format == nvinfer1::TensorFormat::kHWC8;
+}
+
 inline nvinfer1::DataType floatType(int32_t half) {
     return half != 0 ? nvinfer1::DataType::kHALF : nvinfer1::DataType::kFLOAT;
 }

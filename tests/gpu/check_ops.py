@@ -1,4 +1,4 @@
-"""Runs every operation of tests/op_cases.py as a TensorRT engine on a GPU and compares it with plain torch.
+"""Runs every operation of tests/op_cases as a TensorRT engine on a GPU and compares it with plain torch.
 
     python tests/gpu/check_ops.py references -o refs.npz                 (anywhere, with torch)
     python tests/gpu/check_ops.py run -r refs.npz -o op_results.json     (on the GPU; no torch: numpy, cuda-bindings

@@ -19,8 +19,12 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "plugins"), str(ROOT / "tests")]
 
+import attention_kernels as attention  # noqa: E402
+import convolution_kernels as convolution  # noqa: E402
 import kernel_calls  # noqa: E402
 import kernel_cases as cases  # noqa: E402
+import merge_kernels as merge  # noqa: E402
+import rowwise_kernels as rowwise  # noqa: E402
 from join_checks import check_joint_samples, check_temporal_inputs  # noqa: E402
 from layout_checks import check_layout_kernels  # noqa: E402
 from matrix_checks import DEVICE, GUARD, check_matrix_kernels  # noqa: E402
@@ -94,7 +98,7 @@ class Checks:
 
 
 def attention_factor(variant: int) -> float:
-    return HALF_BLEND_FACTOR if variant in kernel_calls.HALF_BLEND else FLOAT16_FACTOR
+    return HALF_BLEND_FACTOR if variant in attention.HALF_BLEND else FLOAT16_FACTOR
 
 
 def deformable_sizes(small: bool) -> dict[str, dict]:
@@ -141,30 +145,30 @@ def deformable_sizes(small: bool) -> dict[str, dict]:
 def check_deformable(checks: Checks, library, variants: list[int], small: bool) -> None:
     for name, size in deformable_sizes(small).items():
         for dtype in (torch.float32, torch.float16):
-            case = cases.deformable_case(dtype, DEVICE, **size)
-            expected = cases.deformable_reference(**case)
+            case = attention.deformable_case(dtype, DEVICE, **size)
+            expected = attention.deformable_reference(**case)
             tuned = dtype == torch.float16 and size.get("channels", 32) == 32 and size.get("heads", 8) == 8
 
             def call(out, variant, case=case):
-                kernel_calls.deformable_attention(library, **case, out=out, variant=variant)
+                attention.deformable_attention(library, **case, out=out, variant=variant)
 
             for variant in variants if tuned else [0]:
                 checks.compare(name, call, expected, dtype, variant, attention_factor(variant))
-            check_joint_samples(checks, name, functools.partial(kernel_calls.deformable_attention, library), case)
+            check_joint_samples(checks, name, functools.partial(attention.deformable_attention, library), case)
         if name in ("temporal tiny", "map encoder tiny, flat"):
             swapped = {**case, "sampling_offsets": case["sampling_offsets"].flip(-1).contiguous()}
-            broken = kernel_calls.deformable_attention(library, **swapped)
+            broken = attention.deformable_attention(library, **swapped)
             checks.must_differ(f"{name}, x and y swapped", broken, expected)
 
 
 def check_camera(checks: Checks, library, variants: list[int], small: bool) -> None:
     draw = torch.Generator().manual_seed(3)
-    tiny_points, tiny_mask, tiny_columns = cases.camera_rig_points("tiny_e2e")
+    tiny_points, tiny_mask, tiny_columns = rowwise.camera_rig_points("tiny_e2e")
     settings = [("camera tiny", tiny_points, tiny_mask, tiny_columns, TINY_SHAPES, 16, 8, 8, {})]
     joint = {"value_heads": 24, "first_head": 8}  # the second of three layers
     settings.append(("camera tiny, joint values", *settings[0][1:-1], joint))
     if not small:
-        full = (*cases.camera_rig_points("base_e2e"), SHAPES, 32, 8, 8)
+        full = (*rowwise.camera_rig_points("base_e2e"), SHAPES, 32, 8, 8)
         settings.append(("camera full", *full, {}))
         for layer in (0, 5):
             joint = {"value_heads": 48, "first_head": 8 * layer}
@@ -178,27 +182,27 @@ def check_camera(checks: Checks, library, variants: list[int], small: bool) -> N
         settings.append((f"camera random {index}", points, mask, 0, TINY_SHAPES, channels, heads, 2 * anchors, more))
     for name, points, mask, columns, shapes, channels, heads, count, joint in settings:
         for dtype in (torch.float32, torch.float16):
-            case = cases.camera_case(dtype, DEVICE, shapes, points, mask, heads, channels, count, **joint)
-            expected = cases.camera_reference(**case)
+            case = attention.camera_case(dtype, DEVICE, shapes, points, mask, heads, channels, count, **joint)
+            expected = attention.camera_reference(**case)
 
             def call(out, variant, case=case, columns=columns):
-                kernel_calls.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
+                attention.camera_cross_attention(library, **case, grid_width=columns, out=out, variant=variant)
 
             for variant in variants if dtype == torch.float16 and channels == 32 and heads == 8 else [0]:
                 checks.compare(name, call, expected, dtype, variant, attention_factor(variant))
-            joint_call = functools.partial(kernel_calls.camera_cross_attention, library, grid_width=columns)
+            joint_call = functools.partial(attention.camera_cross_attention, library, grid_width=columns)
             check_joint_samples(checks, name, joint_call, case)
         if name == "camera tiny":
             other = {**case, "visible": case["visible"].flip(0).contiguous()}
-            broken = kernel_calls.camera_cross_attention(library, **other)
+            broken = attention.camera_cross_attention(library, **other)
             checks.must_differ("camera tiny, another camera's mask", broken, expected)
         if name == "camera tiny, joint values":
-            broken = kernel_calls.camera_cross_attention(library, **{**case, "first_head": 16})
+            broken = attention.camera_cross_attention(library, **{**case, "first_head": 16})
             checks.must_differ(f"{name}, another layer's heads", broken, expected)
             beyond = {**case, "first_head": 17}
 
             def call_beyond(out, variant, case=beyond):
-                kernel_calls.camera_cross_attention(library, **case, out=out, variant=variant)
+                attention.camera_cross_attention(library, **case, out=out, variant=variant)
 
             checks.must_refuse(f"{name}, beyond the last head", call_beyond, broken)
 
@@ -212,26 +216,26 @@ def check_deform_conv(checks: Checks, library, facts: dict[str, str], small: boo
     for size, outputs, stride in sizes:
         name = f"deformable convolution {size} to {outputs}, stride {stride}"
         for dtype in (torch.float32, torch.float16):
-            case = cases.deform_conv_case(dtype, DEVICE, size, outputs, stride)
-            expected = cases.deform_conv_reference(**case)
+            case = convolution.deform_conv_case(dtype, DEVICE, size, outputs, stride)
+            expected = convolution.deform_conv_reference(**case)
             half = dtype == torch.float16
 
-            def call(out, variant, case=case, half=half, layout=kernel_calls.COMMON_LAYOUT):
+            def call(out, variant, case=case, half=half, layout=convolution.COMMON_LAYOUT):
                 # The poisoned buffer is plain memory; what it means follows the type's layout.
                 n, o, ho, wo = out.shape
                 out = out.view(n, ho, wo, o).permute(0, 3, 1, 2) if half else out
-                arguments = cases.deform_conv_arguments(case, layout)
-                kernel_calls.deform_conv(library, **arguments, out=out, variant=variant)
+                arguments = convolution.deform_conv_arguments(case, layout)
+                convolution.deform_conv(library, **arguments, out=out, variant=variant)
 
             laid_out = expected.permute(0, 2, 3, 1).reshape(expected.shape) if half else expected
-            for variant in kernel_calls.conv_variants(facts, outputs) if half else [0]:
+            for variant in convolution.conv_variants(facts, outputs) if half else [0]:
                 checks.compare(name, call, laid_out, dtype, variant, CONV_FLOAT16_FACTOR)
             if not half:
                 continue
             calls = {name: call}
             hopper_name = f"{name}, Hopper's kernel"
-            call_hopper = functools.partial(call, layout=kernel_calls.HOPPER_LAYOUT)
-            if kernel_calls.deform_conv_layout(library, case["x"], outputs) == kernel_calls.HOPPER_LAYOUT:
+            call_hopper = functools.partial(call, layout=convolution.HOPPER_LAYOUT)
+            if convolution.deform_conv_layout(library, case["x"], outputs) == convolution.HOPPER_LAYOUT:
                 calls[hopper_name] = call_hopper
                 checks.compare(hopper_name, call_hopper, laid_out, dtype, 0, CONV_FLOAT16_FACTOR)
             elif case["hopper_weight"] is not None:
@@ -243,7 +247,7 @@ def check_deform_conv(checks: Checks, library, facts: dict[str, str], small: boo
                 checks.compare(last_name, call_last, laid_out, dtype, 0, CONV_FLOAT16_FACTOR)
         if size == (6, 64, 8, 14):
             moved = {**case, "offset_mask": case["offset_mask"] + 0.1}
-            broken = kernel_calls.deform_conv(library, **cases.deform_conv_arguments(moved))
+            broken = convolution.deform_conv(library, **convolution.deform_conv_arguments(moved))
             checks.must_differ(f"{name}, moved", broken, expected)
 
 
@@ -253,7 +257,7 @@ def check_merge(checks: Checks, library, small: bool) -> None:
     sizes = [(100, (40, 40), 3), (60, (30, 31), 3), (33, (7, 11), 3), (1024, (9, 13), 5), (20, (257, 256), 2)]
     sizes += [] if small else [(100, (200, 200), 3), (1024, (200, 200), 3), (100, (512, 512), 64)]
     for count, size, classes in sizes:
-        case = cases.merge_case(DEVICE, count, size, classes)
+        case = merge.merge_case(DEVICE, count, size, classes)
         tensors, numbers = ("masks", "scores", "labels"), {"num_classes": classes, "quality_thresh": 0.1}
         *expected, drawn = merge_by_loop(*(case[name].cpu().numpy() for name in tensors), **numbers)
         elements = expected[0].size
@@ -261,11 +265,11 @@ def check_merge(checks: Checks, library, small: bool) -> None:
 
         def errors(case, elements=elements, classes=classes, expected=expected):
             """Elements of lane and lane_score that differ, and those written behind outputs and workspace."""
-            size = len(kernel_calls.merge_workspace(library, case["masks"], classes))
+            size = len(merge.merge_workspace(library, case["masks"], classes))
             workspace = torch.full((size + GUARD,), 255, dtype=torch.uint8, device=DEVICE)
             buffers = [kernel_calls.poisoned((elements + GUARD,), like) for like in (case["labels"], case["masks"])]
             outputs = tuple(x[:elements].view(classes, -1) for x in buffers)
-            kernel_calls.merge_masks(library, **case, workspace=workspace[:size], out=outputs)
+            merge.merge_masks(library, **case, workspace=workspace[:size], out=outputs)
             wrong = [int((x.cpu().numpy() != y).sum()) for x, y in zip(outputs, expected)]
             lane_guard, score_guard = (x[elements:] for x in buffers)
             behind = (lane_guard != -1).sum() + (~score_guard.isnan()).sum() + (workspace[size:] != 255).sum()
@@ -279,11 +283,11 @@ def check_merge(checks: Checks, library, small: bool) -> None:
 
 
 def check_propagate(checks: Checks, library) -> None:
-    case, range_ = cases.propagate_case(DEVICE, 256), (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-    expected = torch.sigmoid(cases.propagate_reference(range_, **case)) * 102.4
+    case, range_ = rowwise.propagate_case(DEVICE, 256), (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    expected = torch.sigmoid(rowwise.propagate_reference(range_, **case)) * 102.4
 
     def error(case) -> float:
-        out = kernel_calls.propagate(library, *case.values(), low=range_[:3], size=(102.4, 102.4, 8.0))
+        out = rowwise.propagate(library, *case.values(), low=range_[:3], size=(102.4, 102.4, 8.0))
         return float((torch.sigmoid(out.cpu()) * 102.4 - expected).abs().max())
 
     checks.report("propagation", error(case) < 1e-3, f"{error(case):.1e} m at most")
@@ -294,12 +298,12 @@ def check_propagate(checks: Checks, library) -> None:
 def check_point_sampling(checks: Checks, library, small: bool) -> None:
     """Bit by bit what the composition gives on the CPU."""
     for model in ("tiny_e2e",) if small else ("tiny_e2e", "base_e2e"):
-        case, (expected, mask, _) = cases.point_sampling_case(model, DEVICE), cases.camera_rig_points(model)
-        points, visible = (x.cpu() for x in kernel_calls.point_sampling(library, **case))
+        case, (expected, mask, _) = rowwise.point_sampling_case(model, DEVICE), rowwise.camera_rig_points(model)
+        points, visible = (x.cpu() for x in rowwise.point_sampling(library, **case))
         wrong = [int((points != expected).sum()), int((visible != mask).sum())]
         checks.report(f"projection, {model}", not any(wrong), f"{wrong} elements differ")
         wider = case["lidar2img"] * torch.tensor([1.05, 1.0, 1.0, 1.0], device=DEVICE).view(4, 1)
-        points, _ = kernel_calls.point_sampling(library, **{**case, "lidar2img": wider})
+        points, _ = rowwise.point_sampling(library, **{**case, "lidar2img": wider})
         count = int((points.cpu() != expected).sum())
         checks.report(f"projection, {model} (broken on purpose)", count > points.numel() // 4, f"{count} differ")
 
@@ -310,12 +314,12 @@ def check_rotate(checks: Checks, library, small: bool) -> None:
     sizes += [] if small else [((200, 200), 256, degrees) for degrees in (0.0, 0.7, -3.1, 178.0)]
     for shape, channels, degrees in sizes:
         for dtype in (torch.float32, torch.float16):
-            case = cases.rotate_case(dtype, DEVICE, shape, channels, degrees)
-            expected = cases.rotate_reference(**case).to(DEVICE)
+            case = rowwise.rotate_case(dtype, DEVICE, shape, channels, degrees)
+            expected = rowwise.rotate_reference(**case).to(DEVICE)
             name = f"map {shape} of {channels} channels turned by {degrees} degrees"
-            call = functools.partial(kernel_calls.rotate_nearest, library, **case)
+            call = functools.partial(rowwise.rotate_nearest, library, **case)
             checks.identical(f"{name} {str(dtype)[6:]}", call, expected)
-        broken = kernel_calls.rotate_nearest(library, **{**case, "matrix": case["matrix"] * 1.3})
+        broken = rowwise.rotate_nearest(library, **{**case, "matrix": case["matrix"] * 1.3})
         checks.must_differ(f"{name}, larger", broken, expected.double())
 
 
@@ -325,12 +329,12 @@ def check_images(checks: Checks, library, small: bool) -> None:
     sizes += [] if small else [(6, (900, 1600), (928, 1600))]
     for count, shape, size in sizes:
         for dtype, last in ((torch.float32, False), (torch.float16, False), (torch.float16, True)):
-            case = cases.images_case(dtype, DEVICE, count, shape, size, last)
-            expected = cases.images_reference(**case)
+            case = rowwise.images_case(dtype, DEVICE, count, shape, size, last)
+            expected = rowwise.images_reference(**case)
             layout = ", channels last" if last else ""
             name = f"{count} images {shape} padded to {size} {str(dtype)[6:]}{layout}"
-            checks.identical(name, functools.partial(kernel_calls.normalise_images, library, **case), expected)
-        broken = kernel_calls.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
+            checks.identical(name, functools.partial(rowwise.normalise_images, library, **case), expected)
+        broken = rowwise.normalise_images(library, **{**case, "mean": case["mean"][::-1]})
         checks.must_differ(f"{name}, RGB's mean", broken, expected.double())
 
 
@@ -340,19 +344,19 @@ def check_norm(checks: Checks, library, small: bool) -> None:
     for rows, channels in sizes:
         for dtype in (torch.float32, torch.float16):
             for residual in (True, False):
-                case = cases.norm_case(dtype, DEVICE, rows, channels, residual)
-                expected = cases.norm_reference(**case)
+                case = rowwise.norm_case(dtype, DEVICE, rows, channels, residual)
+                expected = rowwise.norm_reference(**case)
 
                 def call(out, variant, case=case):
-                    kernel_calls.add_layer_norm(library, **case, out=out)
+                    rowwise.add_layer_norm(library, **case, out=out)
 
                 name = f"layer norm {rows} x {channels}{' of a sum' if residual else ''}"
                 checks.compare(name, call, expected, dtype, 0, FLOAT16_FACTOR)
-        broken = kernel_calls.add_layer_norm(library, **case, eps=1.0)
+        broken = rowwise.add_layer_norm(library, **case, eps=1.0)
         checks.must_differ(f"{name}, another eps", broken, expected)
-    case = cases.norm_case(torch.float16, DEVICE, 4, 1032)
+    case = rowwise.norm_case(torch.float16, DEVICE, 4, 1032)
     checks.must_refuse(
-        "layer norm 4 x 1032", lambda out, _: kernel_calls.add_layer_norm(library, **case, out=out), case["x"]
+        "layer norm 4 x 1032", lambda out, _: rowwise.add_layer_norm(library, **case, out=out), case["x"]
     )
 
 
@@ -371,7 +375,7 @@ def main() -> int:
     build_facts = kernel_calls.build_facts(library)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, library {build_facts}")
     every = build_facts["variants"] == "1"
-    variants = list(kernel_calls.VARIANTS) if every else [0]
+    variants = list(attention.VARIANTS) if every else [0]
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     checks = Checks()

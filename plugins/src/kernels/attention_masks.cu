@@ -1,7 +1,9 @@
 // The map head's masks on the GPU: attention_masks.cuh's blocks.
 #include "attention_masks.cuh"
 
-#include <cuda_runtime_api.h>
+#include <algorithm>
+
+#include "launch.cuh"
 
 namespace {
 
@@ -12,17 +14,11 @@ __global__ __launch_bounds__(uniad::kMaskWarps * 32) void masks(const __grid_con
 }
 
 template <int kWidth>
-int launch(const UniadAttentionMasks& a, cudaStream_t stream) {
-    constexpr int kShared = uniad::mask_shared_bytes<kWidth>();
-    const cudaError_t error = cudaFuncSetAttribute(masks<kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) {
-        return error;
-    }
-    const int warps = uniad::mask_warps(a.queries), tiles = (a.cells + uniad::kMaskCells - 1) / uniad::kMaskCells;
-    const auto columns = static_cast<unsigned>(tiles < uniad::kMaskBlocks ? tiles : uniad::kMaskBlocks);
-    const auto rows = static_cast<unsigned>((a.queries + warps * 16 - 1) / (warps * 16));
-    masks<kWidth><<<dim3(columns, rows), warps * 32, kShared, stream>>>(a, warps);
-    return cudaGetLastError();
+int launch(const UniadAttentionMasks& a, void* stream) {
+    const int warps = uniad::mask_warps(a.queries);
+    const unsigned tiles = uniad::blocks_of(a.cells, uniad::kMaskCells), rows = uniad::blocks_of(a.queries, warps * 16);
+    const dim3 blocks(std::min<unsigned>(tiles, uniad::kMaskBlocks), rows);
+    return uniad::launch_blocks(masks<kWidth>, blocks, warps * 32, uniad::mask_shared_bytes<kWidth>(), stream, a, warps);
 }
 
 }  // namespace
@@ -31,6 +27,5 @@ extern "C" int uniad_attention_masks(const UniadAttentionMasks* a, void* stream)
     if (!uniad::masks_fit(*a)) {
         return uniad::kUnsupported;
     }
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    return a->width == 256 ? launch<256>(*a, cuda_stream) : launch<128>(*a, cuda_stream);
+    return a->width == 256 ? launch<256>(*a, stream) : launch<128>(*a, stream);
 }

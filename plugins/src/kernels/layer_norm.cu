@@ -1,7 +1,7 @@
 // Normalised sums of rows on the GPU: layer_norm.cuh's lanes are threads of one warp, which takes as many rows as fit.
 #include "layer_norm.cuh"
 
-#include <cuda_runtime_api.h>
+#include "launch.cuh"
 
 namespace {
 
@@ -44,9 +44,7 @@ struct OnDevice {
     cudaStream_t stream;
     template <typename T, int Vectors>
     int run(const UniadAddLayerNorm& a, int lanes) const {
-        const int rows = kThreads / lanes;
-        const auto blocks = static_cast<unsigned>((static_cast<int64_t>(a.rows) + rows - 1) / rows);
-        add_layer_norm<T, Vectors><<<blocks, kThreads, 0, stream>>>(a, lanes);
+        add_layer_norm<T, Vectors><<<uniad::blocks_of(a.rows, kThreads / lanes), kThreads, 0, stream>>>(a, lanes);
         return cudaGetLastError();
     }
 };

@@ -1,7 +1,7 @@
 // Attention to a memory that is its own keys and values, on the GPU: memory_attention.cuh's blocks.
 #include "memory_attention.cuh"
 
-#include <cuda_runtime_api.h>
+#include "launch.cuh"
 
 namespace {
 
@@ -21,17 +21,15 @@ __global__ void merge(const __grid_constant__ UniadMemoryAttention a, int parts)
 }
 
 template <int kWidth>
-int launch(const UniadMemoryAttention& a, cudaStream_t stream) {
+int launch(const UniadMemoryAttention& a, void* stream) {
     const AttendPlan plan = uniad::attend_plan(a.rows, a.cells);
+    const dim3 blocks(static_cast<unsigned>(plan.parts), static_cast<unsigned>(plan.row_blocks));
     constexpr int kShared = uniad::attend_shared_bytes<kWidth>();
-    const cudaError_t error = cudaFuncSetAttribute(attend<kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) {
+    const int error = uniad::launch_blocks(attend<kWidth>, blocks, kAttendThreads, kShared, stream, a, plan);
+    if (error != 0) {
         return error;
     }
-    const dim3 blocks(static_cast<unsigned>(plan.parts), static_cast<unsigned>(plan.row_blocks));
-    attend<kWidth><<<blocks, kAttendThreads, kShared, stream>>>(a, plan);
-    merge<<<static_cast<unsigned>(a.rows), kWidth, uniad::kMergeSharedBytes, stream>>>(a, plan.parts);
-    return cudaGetLastError();
+    return uniad::launch_blocks(merge, a.rows, kWidth, uniad::kMergeSharedBytes, stream, a, plan.parts);
 }
 
 }  // namespace
@@ -48,6 +46,5 @@ extern "C" int uniad_memory_attention(const UniadMemoryAttention* a, void* strea
     if (!uniad::attend_fits(*a)) {
         return uniad::kUnsupported;
     }
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    return a->width == 256 ? launch<256>(*a, cuda_stream) : launch<128>(*a, cuda_stream);
+    return a->width == 256 ? launch<256>(*a, stream) : launch<128>(*a, stream);
 }

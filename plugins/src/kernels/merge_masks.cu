@@ -1,7 +1,7 @@
 // Masks to lane maps on the GPU: the teams of merge_masks.cuh, and the three kernels one after another.
 #include "merge_masks.cuh"
 
-#include <cuda_runtime_api.h>
+#include "launch.cuh"
 
 namespace {
 
@@ -96,7 +96,7 @@ struct OnDevice {
     cudaStream_t stream;
 
     int pack(int warps) const {
-        ::pack<<<(warps * kWarp + kThreads - 1) / kThreads, kThreads, 0, stream>>>(a);
+        ::pack<<<uniad::blocks_of(warps * kWarp, kThreads), kThreads, 0, stream>>>(a);
         return cudaGetLastError();
     }
     template <int Vectors>
@@ -105,7 +105,7 @@ struct OnDevice {
         return cudaGetLastError();
     }
     int draw(int vectors, int classes) const {
-        ::draw<<<dim3((vectors * kWarp + kThreads - 1) / kThreads, classes), kThreads, 0, stream>>>(a);
+        ::draw<<<dim3(uniad::blocks_of(vectors * kWarp, kThreads), classes), kThreads, 0, stream>>>(a);
         return cudaGetLastError();
     }
 };

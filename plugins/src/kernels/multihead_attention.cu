@@ -1,7 +1,7 @@
 // Attention of many heads on the GPU: multihead_attention.cuh's blocks.
 #include "multihead_attention.cuh"
 
-#include <cuda_runtime_api.h>
+#include "launch.cuh"
 
 namespace {
 
@@ -21,18 +21,17 @@ __global__ void merge(const uniad::PartSums sums, void* out) {
 }
 
 template <int kChannels>
-int launch(const UniadMultiheadAttention& a, cudaStream_t stream) {
+int launch(const UniadMultiheadAttention& a, void* stream) {
     constexpr int kShared = uniad::heads_shared_bytes<kChannels>();
-    static_assert(kShared <= 48 << 10, "what every kernel may have");
     const uniad::HeadsPlan plan = uniad::heads_plan(a);
     const dim3 blocks(static_cast<unsigned>(plan.query_blocks * plan.parts), static_cast<unsigned>(a.heads),
                       static_cast<unsigned>(a.groups));
-    attend<kChannels><<<blocks, kHeadThreads, kShared, stream>>>(a, plan);
-    if (plan.parts > 1) {
-        const uniad::PartSums sums = uniad::heads_sums(a, plan.parts);
-        merge<<<static_cast<unsigned>(sums.rows), kChannels, uniad::kMergeSharedBytes, stream>>>(sums, a.out);
+    const int error = uniad::launch_blocks(attend<kChannels>, blocks, kHeadThreads, kShared, stream, a, plan);
+    if (error != 0 || plan.parts == 1) {
+        return error;
     }
-    return cudaGetLastError();
+    const uniad::PartSums sums = uniad::heads_sums(a, plan.parts);
+    return uniad::launch_blocks(merge, sums.rows, kChannels, uniad::kMergeSharedBytes, stream, sums, a.out);
 }
 
 }  // namespace
@@ -45,6 +44,5 @@ extern "C" int uniad_multihead_attention(const UniadMultiheadAttention* a, void*
     if (!uniad::heads_fit(*a)) {
         return uniad::kUnsupported;
     }
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    return a->channels == 32 ? launch<32>(*a, cuda_stream) : launch<16>(*a, cuda_stream);
+    return a->channels == 32 ? launch<32>(*a, stream) : launch<16>(*a, stream);
 }

@@ -1,7 +1,7 @@
 // A 3 x 3 convolution with few outputs, on the GPU: narrow_conv.cuh's blocks.
 #include "narrow_conv.cuh"
 
-#include <cuda_runtime_api.h>
+#include "launch.cuh"
 
 namespace {
 
@@ -17,13 +17,7 @@ extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void* stream) {
     if (!uniad::narrow_fits(*a)) {
         return uniad::kUnsupported;
     }
-    constexpr int kShared = uniad::kNarrowSharedBytes;
-    const cudaError_t error = cudaFuncSetAttribute(convolve, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) {
-        return error;
-    }
-    const dim3 blocks((a->width + uniad::kNarrowColumns - 1) / uniad::kNarrowColumns,
-                      (a->height + uniad::kNarrowRows - 1) / uniad::kNarrowRows, a->batch);
-    convolve<<<blocks, uniad::kNarrowThreads, kShared, static_cast<cudaStream_t>(stream)>>>(*a);
-    return cudaGetLastError();
+    const dim3 blocks(uniad::blocks_of(a->width, uniad::kNarrowColumns), uniad::blocks_of(a->height, uniad::kNarrowRows),
+                      a->batch);
+    return uniad::launch_blocks(convolve, blocks, uniad::kNarrowThreads, uniad::kNarrowSharedBytes, stream, *a);
 }

@@ -1,7 +1,9 @@
 // Which instance occupies a cell, on the GPU: occupancy.cuh's blocks.
 #include "occupancy.cuh"
 
-#include <cuda_runtime_api.h>
+#include <algorithm>
+
+#include "launch.cuh"
 
 namespace {
 
@@ -12,16 +14,11 @@ __global__ __launch_bounds__(uniad::kOccupancyThreads, 1) void occupy(const __gr
 }
 
 template <int kWidth>
-int launch(const UniadOccupancy& a, cudaStream_t stream) {
+int launch(const UniadOccupancy& a, void* stream) {
     constexpr int kShared = uniad::occupancy_shared_bytes<kWidth>();
-    const cudaError_t error = cudaFuncSetAttribute(occupy<kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-    if (error != cudaSuccess) {
-        return error;
-    }
-    const int tiles = (a.cells + uniad::kOccupancyCells - 1) / uniad::kOccupancyCells;
-    const auto columns = static_cast<unsigned>(tiles < uniad::kOccupancyBlocks ? tiles : uniad::kOccupancyBlocks);
-    occupy<kWidth><<<dim3(columns, static_cast<unsigned>(a.steps)), uniad::kOccupancyThreads, kShared, stream>>>(a);
-    return cudaGetLastError();
+    const unsigned tiles = uniad::blocks_of(a.cells, uniad::kOccupancyCells);
+    const dim3 blocks(std::min<unsigned>(tiles, uniad::kOccupancyBlocks), static_cast<unsigned>(a.steps));
+    return uniad::launch_blocks(occupy<kWidth>, blocks, uniad::kOccupancyThreads, kShared, stream, a);
 }
 
 }  // namespace
@@ -41,6 +38,5 @@ extern "C" int uniad_occupancy(const UniadOccupancy* a, void* stream) {
     if (!uniad::occupancy_fits(*a)) {
         return uniad::kUnsupported;
     }
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    return a->width == 256 ? launch<256>(*a, cuda_stream) : launch<128>(*a, cuda_stream);
+    return a->width == 256 ? launch<256>(*a, stream) : launch<128>(*a, stream);
 }

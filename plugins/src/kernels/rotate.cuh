@@ -25,8 +25,9 @@ UNIAD_HD int rotate_vectors(const UniadRotate& a, int type) {
     return a.height > 0 && a.width > 0 && bytes > 0 && bytes % kVectorBytes == 0 ? bytes / kVectorBytes : 0;
 }
 
-/// One vector of one output cell.
-UNIAD_HD void rotate_vector(const UniadRotate& a, int vectors, int cell, int vector) {
+/// One vector of one output cell; `index` counts (cell, vector).
+UNIAD_HD void rotate_vector(const UniadRotate& a, int vectors, int index) {
+    const int cell = static_cast<unsigned>(index) / static_cast<unsigned>(vectors), vector = index - cell * vectors;
     const float x = cell % a.width - 0.5f * a.width + 0.5f, y = cell / a.width - 0.5f * a.height + 0.5f;
     const float column = input_place(a.matrix, x, y, a.width), row = input_place(a.matrix + 3, x, y, a.height);
     Pack<float, 4> shown{};

@@ -1,0 +1,46 @@
+// How .cu files launch kernels: blocks with much shared memory, or a thread for each element. All return an error code.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <climits>
+
+#include "host_device.cuh"
+
+namespace uniad {
+
+/// How many blocks of `size` hold `count`.
+inline unsigned blocks_of(int64_t count, int size) { return static_cast<unsigned>((count + size - 1) / size); }
+
+/// Blocks with `shared` bytes of dynamic shared memory, of which a kernel has 48 KB at most unless it asks for more.
+template <typename... Parameters>
+int launch_blocks(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream,
+                  const Parameters&... arguments) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    kernel<<<blocks, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
+    return cudaGetLastError();
+}
+
+template <auto kWork, int kThreads, typename Arguments, typename... More>
+__global__ __launch_bounds__(kThreads) void each_element(const __grid_constant__ Arguments a, int count, More... more) {
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    if (index < count) {
+        kWork(a, more..., static_cast<int>(index));
+    }
+}
+
+/// kWork(a, more..., index) for every index below `count`, a thread each; a count of 0 stands for sizes without a kernel.
+template <auto kWork, int kThreads = 256, typename Arguments, typename... More>
+int launch_elements(const Arguments& a, int64_t count, void* stream, More... more) {
+    if (count <= 0 || count > INT_MAX) {
+        return kUnsupported;
+    }
+    each_element<kWork, kThreads><<<blocks_of(count, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        a, static_cast<int>(count), more...);
+    return cudaGetLastError();
+}
+
+}  // namespace uniad
