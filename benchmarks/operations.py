@@ -197,7 +197,7 @@ def matrix_operations(library) -> list[Operation]:
             matrix_kernels.multihead_attention(library, **case, out=out)
 
         return Operation(
-            f"attention of 8 heads, {queries} x {keys}{', masked' if mask else ''}{f', one of {layers}' if layers else ''}",
+            f"attention of 8 heads, {queries} x {keys}{', masked' if mask else ''}{', one of four' if layers else ''}",
             None, make, call, compose,
             (queries, 256), 4.0 * queries * keys * 256, True)  # fmt: skip
 
