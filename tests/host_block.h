@@ -145,6 +145,14 @@ public:
         }
     }
 
+    unsigned ballot(bool flag) const {
+        const auto& told = fibers_.exchange('b', {flag});
+        unsigned bits = 0;
+        for (int lane = 0; lane < 32; ++lane) {
+            bits |= told[thread_ / 32 * 32 + lane].values[0] << lane;
+        }
+        return bits;
+    }
     float swap(float x, int mask) const {
         unsigned bits;
         std::memcpy(&bits, &x, sizeof(bits));

@@ -54,23 +54,35 @@ constexpr int heads_shared_bytes() {
     return (kHeadQueries + kHeadStages * 2 * kHeadKeys) * kChannels * 2;
 }
 
+/// What the mask `row` says of `key`, which is even, and of the one behind it; bits 0 and 1 where they are blocked.
+UNIAD_HD unsigned blocked_pair(const UniadMultiheadAttention& a, const int* row, int key) {
+    if (key + 1 < a.keys) {
+        const Pack<int, 2> pair = load<int, 2>(row + key);
+        return (pair.at[0] != 0 ? 1u : 0u) | (pair.at[1] != 0 ? 2u : 0u);
+    }
+    return key < a.keys && row[key] != 0 ? 1u : 0u;
+}
+
 /// The keys that a query must not see, of those at which a lane looks: bit 4 n for key start + 8 n, the next one for the
 /// key behind it. `start` is even.
 UNIAD_HD unsigned blocked_keys(const UniadMultiheadAttention& a, int query, int start) {
-    const int row = a.blocked_rows == 1 ? 0 : query < a.queries ? query : a.queries - 1;
+    const int row = query < a.queries ? query : a.queries - 1;
     const int* const from = a.blocked + static_cast<int64_t>(row) * a.keys;
     unsigned bits = 0;
 #pragma unroll
     for (int n = 0; n < kHeadKeys / 8; ++n) {
-        const int key = start + n * 8;
-        if (key + 1 < a.keys) {
-            const Pack<int, 2> pair = load<int, 2>(from + key);
-            bits |= ((pair.at[0] != 0 ? 1u : 0u) | (pair.at[1] != 0 ? 2u : 0u)) << (4 * n);
-        } else if (key < a.keys) {
-            bits |= (from[key] != 0 ? 1u : 0u) << (4 * n);
-        }
+        bits |= blocked_pair(a, from, start + n * 8) << (4 * n);
     }
     return bits;
+}
+
+/// The same where all queries have one mask, of which each lane of a warp has read the pair of keys 2 lane: for both of
+/// a lane's rows.
+template <typename Block>
+UNIAD_DEVICE unsigned blocked_keys(const Block& block, unsigned pair, int lane) {
+    const unsigned even = block.ballot((pair & 1) != 0) >> lane % 4 & 0x11111111u;  // bit 4 n: of lane % 4 + 4 n
+    const unsigned odd = block.ballot((pair & 2) != 0) >> lane % 4 & 0x11111111u;
+    return even * 5 | odd * 10;
 }
 
 /// One block: queries of block `query_block` of one head of a group, part `part` of the keys.
@@ -116,12 +128,19 @@ UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAt
         block.load(asking[k], tile_place<kVectors>(warp * 16 + left_row(lane), 2 * k + left_vector(lane)));
     }
 
+    // One mask for all is read a tile ahead, by the warp as a whole.
+    const bool one_mask = a.blocked != nullptr && a.blocked_rows == 1;
+    unsigned pair = one_mask ? blocked_pair(a, a.blocked, first_tile * kHeadKeys + 2 * lane) : 0;
+
     float sum[kChannels / 8][4] = {};
     float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of `query` and query + 8
     for (int tile = first_tile; tile < tiles; ++tile) {
         const int start = tile * kHeadKeys + lane % 4 * 2;
         unsigned hidden = 0;  // bit 4 n + j for logits[n][j]; read while the copies are under way
-        if (a.blocked != nullptr) {
+        if (one_mask) {
+            hidden = blocked_keys(block, pair, lane);
+            pair = blocked_pair(a, a.blocked, (tile + 1) * kHeadKeys + 2 * lane);
+        } else if (a.blocked != nullptr) {
             hidden = blocked_keys(a, query, start) | blocked_keys(a, query + 8, start) << 2;
         }
         block.template wait<1>();

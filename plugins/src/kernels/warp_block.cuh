@@ -132,6 +132,8 @@ struct DeviceBlock {
             : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }
+    /// Bit i says whether lane i of the warp has a `flag`.
+    __device__ __forceinline__ unsigned ballot(bool flag) const { return __ballot_sync(0xffffffffu, flag); }
     /// What the lane whose number differs in `mask` holds.
     __device__ __forceinline__ float swap(float x, int mask) const { return __shfl_xor_sync(0xffffffffu, x, mask); }
 };
