@@ -79,8 +79,8 @@ def all_steps(py: str, trt: str, include: str, recordings: str, out: str) -> lis
 
 
 def user_step(py: str, trt: str, out: str) -> Step:
-    """The five scripts as a user calls them, on the tiny checkpoint. With its random weights float16 keeps to the map, not
-    to the tracks: of that engine's summary only bad input (exit status 2) counts."""
+    """The five scripts as a user calls them, on the tiny checkpoint. Its random weights make float16 lose tracks, so
+    that of that engine's summary only bad input (exit status 2) counts."""
     demo, scripts = f"{out}/demo", "examples/uniad"
     run, checked = f"{scripts}/run.py -i {demo}/nuscenes --fresh", f"--check-reference {demo}/check.npz"
     commands = [
