@@ -117,8 +117,7 @@ class Attention(Module):
             q = F.view(self.q(query), (n, m, d // m))
             return self.proj(F.view(V.multihead_attention(q, heads, heads, None, (first, first + m)), (n, d)))
         q = split_heads(self.q(query), self.num_heads)
-        # Less work, and reads the BEV only; or an executor that writes no logits then.
-        if query.shape[0] * self.num_heads <= memory.shape[1] or V.offered("has_memory_attention", memory):
+        if query.shape[0] * self.num_heads <= memory.shape[1]:  # less work, and reads the BEV only
             return self.proj(attend_memory(q, memory, self.k.weight.value, self.v.weight.value, self.v.bias.value))
         k, v = (split_heads(x, self.num_heads) for x in (self.k(memory), self.v(memory)))
         return self.proj(attend(q, k, v))

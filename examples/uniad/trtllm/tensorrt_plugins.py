@@ -316,13 +316,9 @@ class PluginExecutor(TensorRTExecutor):
         """Whether the map or rows are float16 in whole vectors of 16 bytes."""
         return x.dtype == "float16" and x.shape[1] % 8 == 0
 
-    def has_memory_attention(self, memory: Tensor) -> bool:
-        """Whether there is a kernel for the attention to such a memory."""
-        fits = memory.dtype == "float16" and memory.shape[0] >= MANY_CELLS and memory.shape[1] in WIDTHS
-        return "memory_attention" in self.plugins and fits
-
     def memory_attention(self, query: Tensor, memory: Tensor):
-        if not self.has_memory_attention(memory):
+        fits = memory.dtype == "float16" and memory.shape[0] >= MANY_CELLS and memory.shape[1] in WIDTHS
+        if "memory_attention" not in self.plugins or not fits:
             return None
         inputs = [query.handle, memory.handle]
         return Tensor(
