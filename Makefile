@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SCRIPTS := examples/uniad
 WITHOUT_TORCH := boxes check_session collision compare frames ground_truth image_buffers map_truth \
 	metrics_boxes metrics_grids metrics_motion metrics_planning nuscenes_source only_numpy pinned_pool profile results \
-	run_engine scale_out sequence summary synthetic tensorrt_session
+	run_all run_engine scale_out sequence summary synthetic tensorrt_session
 DEMO := $(CURDIR)/demo
 
 .PHONY: demo test lint test-full test-engines test-310 bench plugins clean
