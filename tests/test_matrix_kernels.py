@@ -183,7 +183,7 @@ def test_sizes_that_are_refused(library):
 
 FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text, its replacement
     "a copy that is not waited for": ("memory_attention.cuh", "template wait<1>()", "template wait<2>()"),
-    "rows and columns exchanged": ("memory_attention.cuh", "block.load_transposed(", "block.load("),
+    "rows and columns exchanged": ("online_softmax.cuh", "block.load_transposed(", "block.load("),
     "banks by another rule": ("warp_block.cuh", "& (kTurns - 1)", "& (kTurns - 1) & vector"),
     "a mask of other queries": ("multihead_attention.cuh", "blocked_keys(a, query + 8", "blocked_keys(a, query"),
     "a part that is left out": ("part_sums.cuh", "seen += shares[part]", "seen += (part > 0) * shares[part]"),

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "part_sums.cuh"
+#include "online_softmax.cuh"
 
 namespace uniad {
 
@@ -60,8 +60,7 @@ UNIAD_DEVICE void attend_part(const Block& block, const UniadMemoryAttention& a,
         copy_tile<kAttendCells, kVectors>(block, kAttendThreads, stage(tile), a.memory, tile * kAttendCells, a.cells);
     };
 
-    float sum[kWidth / 8][4] = {};
-    float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of rows g and g + 8
+    OnlineSoftmax<kWidth> softmax;
     copy_tile<kAttendRows, kVectors>(block, kAttendThreads, 0, a.query, first_row, a.rows);
     copy_cells(first);
     block.commit();
@@ -97,69 +96,18 @@ UNIAD_DEVICE void attend_part(const Block& block, const UniadMemoryAttention& a,
                 }
             }
         }
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float largest = peak[h];
-#pragma unroll
-            for (int n = 0; n < kAttendCells / 8; ++n) {
-                largest = fmaxf(largest, fmaxf(logits[n][2 * h], logits[n][2 * h + 1]));
-            }
-            largest = fmaxf(largest, block.swap(largest, 1));
-            largest = fmaxf(largest, block.swap(largest, 2));
-            const float shrink = exp2f((peak[h] - largest) * kLog2E);
-            peak[h] = largest;
-            total[h] *= shrink;
-#pragma unroll
-            for (int n = 0; n < kWidth / 8; ++n) {
-                sum[n][2 * h] *= shrink;
-                sum[n][2 * h + 1] *= shrink;
-            }
-#pragma unroll
-            for (int n = 0; n < kAttendCells / 8; ++n) {
-#pragma unroll
-                for (int j = 2 * h; j < 2 * h + 2; ++j) {
-                    logits[n][j] = exp2f((logits[n][j] - largest) * kLog2E);
-                    total[h] += logits[n][j];
-                }
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < kAttendCells / 16; ++k) {  // the weights' sums are already laid out as left operands
-            const auto& low = logits[2 * k];
-            const auto& high = logits[2 * k + 1];
-            const unsigned left[4] = {pack_halves(low[0], low[1]), pack_halves(low[2], low[3]),
-                                      pack_halves(high[0], high[1]), pack_halves(high[2], high[3])};
-#pragma unroll
-            for (int n = 0; n < kWidth / 16; ++n) {
-                unsigned right[4];
-                block.load_transposed(
-                    right, cells + tile_place<kVectors>(k * 16 + left_row(lane), 2 * n + left_vector(lane)));
-                block.multiply(sum[2 * n], left, right[0], right[1]);
-                block.multiply(sum[2 * n + 1], left, right[2], right[3]);
-            }
-        }
+        softmax.weigh(block, logits, kLog2E);
+        softmax.add(block, logits, cells);
         block.sync();  // before the stage is written again
     }
 
+    softmax.finish(block);
     const PartSums sums = attend_sums(a, plan.parts);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        total[h] += block.swap(total[h], 1);
-        total[h] += block.swap(total[h], 2);
         const int row = first_row + warp * 16 + lane / 4 + 8 * h;
-        if (row >= a.rows) {
-            continue;
-        }
-        float* const to = sums.sum(part, row) + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < kWidth / 8; ++n) {
-            const Pack<float, 2> pair{{sum[n][2 * h], sum[n][2 * h + 1]}};
-            *reinterpret_cast<Pack<float, 2>*>(to + n * 8) = pair;
-        }
-        if (lane % 4 == 0) {
-            float* const scale = sums.scale(part, row);
-            scale[0] = peak[h];
-            scale[1] = total[h];
+        if (row < a.rows) {
+            softmax.leave(sums, part, row, h, lane, kLog2E);
         }
     }
 }

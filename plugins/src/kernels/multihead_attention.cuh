@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "part_sums.cuh"
+#include "online_softmax.cuh"
 
 namespace uniad {
 
@@ -132,8 +132,7 @@ UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAt
     const bool one_mask = a.blocked != nullptr && a.blocked_rows == 1;
     unsigned pair = one_mask ? blocked_pair(a, a.blocked, first_tile * kHeadKeys + 2 * lane) : 0;
 
-    float sum[kChannels / 8][4] = {};
-    float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};  // of `query` and query + 8
+    OnlineSoftmax<kChannels> softmax;
     for (int tile = first_tile; tile < tiles; ++tile) {
         const int start = tile * kHeadKeys + lane % 4 * 2;
         unsigned hidden = 0;  // bit 4 n + j for logits[n][j]; read while the copies are under way
@@ -171,76 +170,26 @@ UNIAD_DEVICE void multihead_attention(const Block& block, const UniadMultiheadAt
                 logits[i / 4][i % 4] = start + i / 4 * 8 + i % 2 < a.keys ? logits[i / 4][i % 4] : -INFINITY;
             }
         }
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float largest = peak[h];
-#pragma unroll
-            for (int n = 0; n < kHeadKeys / 8; ++n) {
-                largest = fmaxf(largest, fmaxf(logits[n][2 * h], logits[n][2 * h + 1]));
-            }
-            largest = fmaxf(largest, block.swap(largest, 1));
-            largest = fmaxf(largest, block.swap(largest, 2));
-            const float shrink = fast_exp2((peak[h] - largest) * scale), shift = -largest * scale;
-            peak[h] = largest;
-            total[h] *= shrink;
-#pragma unroll
-            for (int n = 0; n < kChannels / 8; ++n) {
-                sum[n][2 * h] *= shrink;
-                sum[n][2 * h + 1] *= shrink;
-            }
-#pragma unroll
-            for (int n = 0; n < kHeadKeys / 8; ++n) {
-#pragma unroll
-                for (int j = 2 * h; j < 2 * h + 2; ++j) {
-                    logits[n][j] = fast_exp2(logits[n][j] * scale + shift);
-                    total[h] += logits[n][j];
-                }
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < kHeadKeys / 16; ++k) {  // the weights are already laid out as left operands
-            const auto& low = logits[2 * k];
-            const auto& high = logits[2 * k + 1];
-            const unsigned left[4] = {pack_halves(low[0], low[1]), pack_halves(low[2], low[3]),
-                                      pack_halves(high[0], high[1]), pack_halves(high[2], high[3])};
-#pragma unroll
-            for (int n = 0; n < kChannels / 16; ++n) {
-                unsigned right[4];
-                block.load_transposed(
-                    right, value_tile + tile_place<kVectors>(k * 16 + left_row(lane), 2 * n + left_vector(lane)));
-                block.multiply(sum[2 * n], left, right[0], right[1]);
-                block.multiply(sum[2 * n + 1], left, right[2], right[3]);
-            }
-        }
+        softmax.weigh(block, logits, scale);
+        softmax.add(block, logits, value_tile);
     }
 
+    softmax.finish(block);
     const PartSums sums = heads_sums(a, plan.parts);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        total[h] += block.swap(total[h], 1);
-        total[h] += block.swap(total[h], 2);
         const int row = query + 8 * h;
         if (row >= a.queries) {
             continue;
         }
         if (plan.parts > 1) {
-            const int sum_row = (group * a.queries + row) * a.heads + head;
-            float* const to = sums.sum(part, sum_row) + lane % 4 * 2;
-#pragma unroll
-            for (int n = 0; n < kChannels / 8; ++n) {
-                const Pack<float, 2> pair{{sum[n][2 * h], sum[n][2 * h + 1]}};
-                *reinterpret_cast<Pack<float, 2>*>(to + n * 8) = pair;
-            }
-            if (lane % 4 == 0) {
-                float* const factors = sums.scale(part, sum_row);
-                factors[0] = peak[h] * (scale / kLog2E);
-                factors[1] = total[h];
-            }
+            softmax.leave(sums, part, (group * a.queries + row) * a.heads + head, h, lane, scale);
             continue;
         }
         char* const to = static_cast<char*>(a.out) + (static_cast<int64_t>(group) * a.queries + row) * stride +
                          head * kRowBytes + lane % 4 * 4;
-        const float share = 1.0f / total[h];  // at least one weight is 1
+        const float share = 1.0f / softmax.total[h];  // at least one weight is 1
+        const auto& sum = softmax.sum;
 #pragma unroll
         for (int n = 0; n < kChannels / 8; ++n) {
             *reinterpret_cast<unsigned*>(to + n * 16) = pack_halves(sum[n][2 * h] * share, sum[n][2 * h + 1] * share);
