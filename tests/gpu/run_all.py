@@ -113,7 +113,11 @@ class Runner:
         self.changed = threading.Condition()
 
     def run(self) -> bool:
-        """All steps; whether all succeeded."""
+        """All steps but those that succeeded before; whether all succeeded."""
+        for step in list(self.waiting):
+            if self._log(step).exists() and self._log(step).read_text().endswith("\nexit 0\n"):
+                self.waiting.remove(step)
+                self._tell(step, "ok, done before")
         threads = [threading.Thread(target=self._work, args=(gpu,)) for gpu in range(self.gpus)]
         for thread in threads:
             thread.start()
@@ -134,12 +138,11 @@ class Runner:
         """A step that can begin now; waits for one. None where there will be none."""
         while self.waiting:
             for step in list(self.waiting):
-                # A step that is not among those asked for has been done before, or its need shows when it runs.
+                # A step that was not asked for may have been done by another call; if not, it shows when this one runs.
                 needs = [self.states.get(name, "waiting") for name in step.needs if name in self.known]
-                done_before = self._log(step).exists() and self._log(step).read_text().endswith("\nexit 0\n")
-                if done_before or any(state.startswith(("failed", "not run")) for state in needs):
+                if any(state.startswith(("failed", "not run")) for state in needs):
                     self.waiting.remove(step)
-                    self._tell(step, "ok, done before" if done_before else "not run, needs what failed")
+                    self._tell(step, "not run, needs what failed")
                     break
                 # What is timed waits for all others: for those that wait too, so that they don't wait for it.
                 others = self.running or any(not other.alone for other in self.waiting)
