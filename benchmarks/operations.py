@@ -14,7 +14,6 @@ import rowwise_kernels
 import torch
 
 DEVICE = torch.device("cuda")
-SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]
 MAP = [(200, 200)]
 
 
@@ -84,11 +83,12 @@ def attention_operations() -> list[Operation]:
             temporal_composed, (queries, width), 2 * queries * 4 * sample),
         Operation(
             "camera cross-attention, 6 cameras", 0.6,
-            lambda: attention_kernels.camera_case(half, DEVICE, SHAPES, points, mask), camera, camera_composed,
+            lambda: attention_kernels.camera_case(half, DEVICE, cases.PYRAMID, points, mask), camera, camera_composed,
             (queries, width), pairs * 32 * sample),
         Operation(
             "camera cross-attention, values of six layers", 0.6,
-            lambda: attention_kernels.camera_case(half, DEVICE, SHAPES, points, mask, value_heads=48, first_head=40),
+            lambda: attention_kernels.camera_case(
+                half, DEVICE, cases.PYRAMID, points, mask, value_heads=48, first_head=40),
             camera, camera_composed, (queries, width), pairs * 32 * sample),
         Operation(
             "map encoder attention, 40000 x 8 x 4", 0.08, make(), deformable, composed("deformable_attention", module),
@@ -300,14 +300,14 @@ def temporal_operation(library) -> Operation:
 
 def layout_operations(library) -> list[Operation]:
     """Between maps and rows of cells; both compositions are plain torch's."""
-    flat, rows = sum(h * w for h, w in SHAPES), MAP[0][0] * MAP[0][1]
+    flat, rows = sum(h * w for h, w in cases.PYRAMID), MAP[0][0] * MAP[0][1]
 
     def make_maps():
-        case = layout_kernels.flatten_case(DEVICE, 6, 256, SHAPES)
+        case = layout_kernels.flatten_case(DEVICE, 6, 256, cases.PYRAMID)
         return {**{f"map{i}": x for i, x in enumerate(case["maps"])}, "embeds": case["embeds"]}
 
     def maps(case: cases.Case) -> list[torch.Tensor]:
-        return [case[f"map{i}"] for i in range(len(SHAPES))]
+        return [case[f"map{i}"] for i in range(len(cases.PYRAMID))]
 
     def flatten(library, case, out, variant):
         layout_kernels.flatten_maps(library, maps(case), case["embeds"], out=out)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples" 
 
 Shapes = Sequence[tuple[int, int]]
 Case = dict[str, Any]
+PYRAMID = [(116, 200), (58, 100), (29, 50), (15, 25)]  # the image features' maps, (h, w), at full size
 
 
 def cell_centres(h: int, w: int, device) -> torch.Tensor:

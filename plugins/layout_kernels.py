@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from kernel_calls import call_kernel, pointer, poisoned
 from kernel_cases import Case
@@ -88,10 +87,3 @@ def sample_reference(rows: torch.Tensor, shape: tuple[int, int], positions: torc
     grid = (2 * positions.double() + 1) / size - 1
     samples = torch.nn.functional.grid_sample(planes, grid.view(1, 1, -1, 2), align_corners=False)
     return samples[0, :, 0].T
-
-
-def grid_positions(grid: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
-    """A grid (…,2) of trtllm.map_layout.sample_map as positions (P,2) of the kernel."""
-    from trtllm.plugin_weights import map_positions
-
-    return torch.from_numpy(map_positions(grid, shape)).reshape(-1, 2)

@@ -212,60 +212,52 @@ extern "C" int uniad_merge_masks(const UniadMergeMasks* a, void*) {
     return uniad::run_merge_masks(*a, MergeOnHost{*a});
 }
 
-extern "C" int uniad_point_sampling(const UniadPointSampling* a, void*) {
-    const int count = a->cameras * a->cells * a->anchors;
+namespace {
+
+/// work(index) for every index below `count`; a count of 0 stands for sizes without a kernel, as for launch_elements.
+template <typename Work>
+int each_element(double count, const Work& work) {
     for (int index = 0; index < count; ++index) {
-        uniad::sample_point(*a, index);
+        work(index);
     }
     return count > 0 ? 0 : uniad::kUnsupported;
 }
 
+}  // namespace
+
+extern "C" int uniad_point_sampling(const UniadPointSampling* a, void*) {
+    return each_element(a->cameras * a->cells * a->anchors, [&](int index) { uniad::sample_point(*a, index); });
+}
+
 extern "C" int uniad_propagate(const UniadPropagate* a, void*) {
-    for (int track = 0; track < a->tracks; ++track) {
-        uniad::propagate_point(*a, track);
-    }
-    return a->tracks > 0 ? 0 : uniad::kUnsupported;
+    return each_element(a->tracks, [&](int track) { uniad::propagate_point(*a, track); });
 }
 
 extern "C" int uniad_normalise_images(const UniadNormaliseImages* a, int type, void*) {
-    const int pixels = uniad::normalised_pixels(*a);
-    for (int index = 0; index < pixels; ++index) {
+    return each_element(uniad::normalised_pixels(*a), [&](int index) {
         type == UNIAD_FLOAT16 ? uniad::normalise_pixel<half_t>(*a, index) : uniad::normalise_pixel<float>(*a, index);
-    }
-    return pixels > 0 ? 0 : uniad::kUnsupported;
+    });
 }
 
 extern "C" int uniad_flatten_maps(const UniadFlattenMaps* a, void*) {
-    const int vectors = uniad::flatten_vectors(*a);
-    for (int index = 0; index < vectors; ++index) {
-        uniad::flatten_vector(*a, index);
-    }
-    return vectors > 0 ? 0 : uniad::kUnsupported;
+    return each_element(uniad::flatten_vectors(*a), [&](int index) { uniad::flatten_vector(*a, index); });
 }
 
 extern "C" int uniad_sample_map(const UniadSampleMap* a, void*) {
-    const int vectors = uniad::sample_map_vectors(*a);
-    for (int index = 0; index < vectors; ++index) {
-        uniad::sample_map_vector(*a, index);
-    }
-    return vectors > 0 ? 0 : uniad::kUnsupported;
+    return each_element(uniad::sample_map_vectors(*a), [&](int index) { uniad::sample_map_vector(*a, index); });
 }
 
 extern "C" int uniad_temporal_inputs(const UniadTemporalInputs* a, int type, void*) {
     const int vectors = uniad::temporal_vectors(*a, type);
-    for (int index = 0; index < a->cells * vectors; ++index) {
+    return each_element(a->cells * vectors, [&](int index) {
         type == UNIAD_FLOAT16 ? uniad::join_temporal<half_t>(*a, vectors, index)
                               : uniad::join_temporal<float>(*a, vectors, index);
-    }
-    return vectors > 0 ? 0 : uniad::kUnsupported;
+    });
 }
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void*) {
     const int vectors = uniad::rotate_vectors(*a, type);
-    for (int index = 0; index < a->height * a->width * vectors; ++index) {
-        uniad::rotate_vector(*a, vectors, index);
-    }
-    return vectors > 0 ? 0 : uniad::kUnsupported;
+    return each_element(a->height * a->width * vectors, [&](int index) { uniad::rotate_vector(*a, vectors, index); });
 }
 
 extern "C" size_t uniad_merge_masks_workspace(int count, int pixels, int classes) {

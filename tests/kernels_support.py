@@ -21,7 +21,7 @@ import torch
 from support import ROOT
 
 from trtllm.functional import make
-from trtllm.plugin_weights import pack_deform_weight
+from trtllm.plugin_weights import map_positions, pack_deform_weight
 from trtllm.torch_executor import TORCH, TorchExecutor
 
 # Stored as float16, the exact result has this much more error at most; measured: 1.02, and 2.2 with corners in float16.
@@ -129,7 +129,7 @@ class HostKernels(TorchExecutor):
         if rows.dtype != "float16":
             return None
         self.calls["sample_map"] += 1
-        positions = None if grid is None else layout_kernels.grid_positions(grid, shape)
+        positions = None if grid is None else torch.from_numpy(map_positions(grid, shape)).reshape(-1, 2)
         cells = layout_kernels.sample_map(self.library, rows.handle.contiguous(), shape, positions)  # (P,D)
         size = shape if grid is None else grid.shape[1:3]
         return make(cells.T.reshape(1, -1, *size), "float16")

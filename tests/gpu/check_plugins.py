@@ -27,14 +27,12 @@ import merge_kernels as merge  # noqa: E402
 import rowwise_kernels as rowwise  # noqa: E402
 from join_checks import check_joint_samples, check_temporal_inputs  # noqa: E402
 from layout_checks import check_layout_kernels  # noqa: E402
-from matrix_checks import DEVICE, GUARD, check_matrix_kernels  # noqa: E402
+from matrix_checks import DEVICE, FLOAT16_FACTOR, GUARD, check_matrix_kernels  # noqa: E402
 from op_references import merge_by_loop  # noqa: E402
 
 FLOAT32_BOUND = 1e-5
-FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
 HALF_BLEND_FACTOR = 4.0  # variants that add a point's corners in float16
 CONV_FLOAT16_FACTOR = 2.0  # samples are rounded to float16 before they are multiplied
-SHAPES = [(116, 200), (58, 100), (29, 50), (15, 25)]  # the image pyramid's levels at 928 x 1600
 TINY_SHAPES = [(16, 28), (8, 14), (4, 7), (2, 4)]
 
 
@@ -168,7 +166,7 @@ def check_camera(checks: Checks, library, variants: list[int], small: bool) -> N
     joint = {"value_heads": 24, "first_head": 8}  # the second of three layers
     settings.append(("camera tiny, joint values", *settings[0][1:-1], joint))
     if not small:
-        full = (*rowwise.camera_rig_points("base_e2e"), SHAPES, 32, 8, 8)
+        full = (*rowwise.camera_rig_points("base_e2e"), cases.PYRAMID, 32, 8, 8)
         settings.append(("camera full", *full, {}))
         for layer in (0, 5):
             joint = {"value_heads": 48, "first_head": 8 * layer}
@@ -290,9 +288,11 @@ def check_propagate(checks: Checks, library) -> None:
         out = rowwise.propagate(library, *case.values(), low=range_[:3], size=(102.4, 102.4, 8.0))
         return float((torch.sigmoid(out.cpu()) * 102.4 - expected).abs().max())
 
-    checks.report("propagation", error(case) < 1e-3, f"{error(case):.1e} m at most")
+    metres = error(case)
+    checks.report("propagation", metres < 1e-3, f"{metres:.1e} m at most")
     coarse = {name: x.half().float() if name.startswith("l2g_t") else x for name, x in case.items()}
-    checks.report("propagation (broken on purpose)", error(coarse) > 0.1, f"{error(coarse):.1e} m")
+    metres = error(coarse)
+    checks.report("propagation (broken on purpose)", metres > 0.1, f"{metres:.1e} m")
 
 
 def check_point_sampling(checks: Checks, library, small: bool) -> None:

@@ -28,7 +28,8 @@ def check_temporal_inputs(checks, library, small: bool) -> None:
                     return [int((out != x).sum()) for out, x in zip(outputs, expected)] + behind
 
                 name = f"temporal inputs {cells} x {channels} {str(dtype)[6:]}{'' if has_prev else ', no history'}"
-                checks.report(name, not any(wrong()), f"{wrong()} elements differ or are written behind the outputs")
+                counts = wrong()
+                checks.report(name, not any(counts), f"{counts} elements differ or are written behind the outputs")
                 pair, maps, *_ = wrong({**case, "has_prev": 1 - case["has_prev"]})
                 checks.report(f"{name} (broken on purpose)", pair > 0 and maps > 0, f"{[pair, maps]} elements differ")
     case = rowwise.temporal_inputs_case(torch.float16, DEVICE, 4, 12, True)

@@ -6,16 +6,13 @@ import functools
 import kernel_cases as cases
 import layout_kernels as kernels
 import torch
-
-FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16
-DEVICE = torch.device("cuda")
+from matrix_checks import DEVICE, FLOAT16_FACTOR
 
 
 def check_layout_kernels(checks, library, small: bool) -> None:
     """`checks`: check_plugins.Checks."""
-    pyramid = [(116, 200), (58, 100), (29, 50), (15, 25)]
     flattened = [(6, 128, [(32, 56), (16, 28), (8, 14), (4, 7)], True), (1, 24, [(5, 9)], False)]
-    flattened += [] if small else [(6, 256, pyramid, True), (1, 256, [(200, 200)], False)]
+    flattened += [] if small else [(6, 256, cases.PYRAMID, True), (1, 256, [(200, 200)], False)]
     for images, channels, shapes, embeds in flattened:
         case = kernels.flatten_case(DEVICE, images, channels, shapes, embeds)
         expected = kernels.flatten_reference(**case)

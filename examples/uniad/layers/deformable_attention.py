@@ -9,7 +9,7 @@ from trtllm import Module, Tensor, sampled_attention
 from trtllm import functional as F
 from trtllm import vision as V
 
-Joint = tuple[Tensor, int]  # values of several layers (…,S,layers*M,C), and where in them one layer's heads begin
+Joint = tuple[Tensor, int]  # what several layers read of one product, heads (…,S,H,C), and where one layer's begin
 
 
 def predicted_samples(

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from config import UniADConfig
 from layers.basic import LayerNorm, Linear, attend_memory, attend_parts, joint_linear, parts_of
+from layers.deformable_attention import Joint
 from trtllm import Module, ModuleList, Sequential, Tensor
 from trtllm import functional as F
 from trtllm import vision as V
 
-Joint = tuple[Tensor, int]  # keys and values of several attentions (B,H,C), and where in them one's heads begin
 MLP_RATIO = 4
 NORM_EPS = 1e-6
 

@@ -42,6 +42,16 @@ LARGE_OUTPUT = 1 << 20  # elements
 NORM_MIN_ROWS = 1024  # TensorRT makes few rows' norms part of the regions around them: no plugin is faster
 
 
+def _whole_vectors(channels: int, dtype: str) -> bool:
+    """Whether so many channels are whole vectors of 16 bytes, as the kernels that move rows read them."""
+    return channels * np.dtype(dtype).itemsize % 16 == 0
+
+
+def _half_vectors(x: Tensor) -> bool:
+    """The same of maps (N,D,h,w) or rows (R,D), which must be float16."""
+    return x.dtype == "float16" and _whole_vectors(x.shape[1], x.dtype)
+
+
 class PluginExecutor(TensorRTExecutor):
     """The TensorRT executor with plugins for the operations named in `plugins`.
 
@@ -141,7 +151,7 @@ class PluginExecutor(TensorRTExecutor):
     def joint_values(self, operation: str, channels: int, spatial_shapes) -> bool:
         """Whether an attention is a plugin, which reads its heads out of those of all layers; there are kernels for few
         sizes."""
-        return operation in self.plugins and channels in (16, 32) and len(spatial_shapes) <= MAX_LEVELS
+        return operation in self.plugins and channels in HEAD_CHANNELS and len(spatial_shapes) <= MAX_LEVELS
 
     def joint_samples(self, operation: str, channels: int, spatial_shapes, samples: int) -> bool:
         """Whether an attention reads offsets and logits, of so many samples a query, out of one tensor, where both must
@@ -252,7 +262,7 @@ class PluginExecutor(TensorRTExecutor):
         return Tensor(handle, "float32", ref_pts.shape)
 
     def rotate_nearest(self, x: Tensor, matrix: Tensor, shape: tuple[int, int]):
-        if "rotate_nearest" not in self.plugins or x.shape[1] * np.dtype(x.dtype).itemsize % 16:
+        if "rotate_nearest" not in self.plugins or not _whole_vectors(x.shape[1], x.dtype):
             return None
         inputs, (height, width) = [x.handle, matrix.handle], shape
         handle = self._plugin("UniADRotate", "rotate_nearest", inputs, x.dtype, height=height, width=width)
@@ -260,7 +270,7 @@ class PluginExecutor(TensorRTExecutor):
 
     def temporal_inputs(self, *maps: Tensor, has_prev: Tensor):
         (cells, channels), dtype = maps[0].shape, maps[0].dtype
-        if "temporal_inputs" not in self.plugins or channels * np.dtype(dtype).itemsize % 16:
+        if "temporal_inputs" not in self.plugins or not _whole_vectors(channels, dtype):
             return None
         inputs = [*(x.handle for x in maps), self._as_int32(has_prev)]
         pair, both = self._plugin("UniADTemporalInputs", "temporal_inputs", inputs, dtype, dtype)
@@ -270,8 +280,8 @@ class PluginExecutor(TensorRTExecutor):
         channels, arrays = x.shape[-1], [t.array for t in (weight, bias)]
         if "add_layer_norm" not in self.plugins or any(a is None for a in arrays):
             return None
-        vectors = channels * np.dtype(x.dtype).itemsize % 16 == 0 and channels <= NORM_MAX_CHANNELS
-        if not vectors or math.prod(x.shape[:-1]) < NORM_MIN_ROWS:
+        fits = _whole_vectors(channels, x.dtype) and channels <= NORM_MAX_CHANNELS
+        if not fits or math.prod(x.shape[:-1]) < NORM_MIN_ROWS:
             return None
         kind, inputs = ("UniADLayerNorm", [x]) if residual is None else ("UniADAddLayerNorm", [x, residual])
         affine = [self.constant(np.asarray(a, np.float32)) for a in arrays]
@@ -291,7 +301,7 @@ class PluginExecutor(TensorRTExecutor):
         kind = {(1, False): "UniADFlattenMap", (FLATTEN_LEVELS, True): "UniADFlattenLevels"}.get(
             (len(maps), image_embeds is not None)
         )
-        if "flatten_maps" not in self.plugins or kind is None or not self._vectors(maps[0]):
+        if "flatten_maps" not in self.plugins or kind is None or not _half_vectors(maps[0]):
             return None
         inputs = [x.handle for x in maps]
         if image_embeds is not None and map_embeds is not None:
@@ -303,18 +313,13 @@ class PluginExecutor(TensorRTExecutor):
         return Tensor(handle, "float16", self.shape_of(handle))
 
     def sample_map(self, rows: Tensor, shape: tuple[int, int], grid: np.ndarray | None):
-        if "sample_map" not in self.plugins or not self._vectors(rows):
+        if "sample_map" not in self.plugins or not _half_vectors(rows):
             return None
         kind, inputs = "UniADUnflattenMap", [rows.handle]
         if grid is not None:
             kind, inputs = "UniADSampleMap", [*inputs, self.constant(map_positions(grid, shape))]
         handle = self._plugin(kind, "sample_map", inputs, "float16", height=shape[0], width=shape[1])
         return Tensor(handle, "float16", self.shape_of(handle))
-
-    @staticmethod
-    def _vectors(x: Tensor) -> bool:
-        """Whether the map or rows are float16 in whole vectors of 16 bytes."""
-        return x.dtype == "float16" and x.shape[1] % 8 == 0
 
     def memory_attention(self, query: Tensor, memory: Tensor):
         fits = memory.dtype == "float16" and memory.shape[0] >= MANY_CELLS and memory.shape[1] in WIDTHS

@@ -44,6 +44,12 @@ UNIAD_HD half_t from_float<half_t>(float x) {
 #endif
 }
 
+/// How many vectors of 16 bytes so many channels of `type` (UniadType: 0 is float) are; 0 where they are not whole ones.
+inline int whole_vectors(int channels, int type) {
+    const int bytes = channels * static_cast<int>(type == 0 ? sizeof(float) : sizeof(half_t));
+    return bytes > 0 && bytes % 16 == 0 ? bytes / 16 : 0;
+}
+
 /// The bits of a float.
 UNIAD_HD int float_bits(float x) {
 #if defined(__CUDA_ARCH__)

@@ -16,9 +16,11 @@ inline unsigned blocks_of(int64_t count, int size) { return static_cast<unsigned
 template <typename... Parameters>
 int launch_blocks(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream,
                   const Parameters&... arguments) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess) {
-        return error;
+    if (shared > 48 << 10) {
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        if (error != cudaSuccess) {
+            return error;
+        }
     }
     kernel<<<blocks, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
     return cudaGetLastError();
@@ -33,13 +35,15 @@ __global__ __launch_bounds__(kThreads) void each_element(const __grid_constant__
 }
 
 /// kWork(a, more..., index) for every index below `count`, a thread each; a count of 0 stands for sizes without a kernel.
+/// It is a double, which no product of sizes overflows.
 template <auto kWork, int kThreads = 256, typename Arguments, typename... More>
-int launch_elements(const Arguments& a, int64_t count, void* stream, More... more) {
+int launch_elements(const Arguments& a, double count, void* stream, More... more) {
     if (count <= 0 || count > INT_MAX) {
         return kUnsupported;
     }
-    each_element<kWork, kThreads><<<blocks_of(count, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        a, static_cast<int>(count), more...);
+    const int elements = static_cast<int>(count);
+    each_element<kWork, kThreads><<<blocks_of(elements, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        a, elements, more...);
     return cudaGetLastError();
 }
 

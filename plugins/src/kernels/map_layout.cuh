@@ -2,8 +2,6 @@
 // as often as there.
 #pragma once
 
-#include <climits>
-
 #include "../kernels.h"
 #include "host_device.cuh"
 
@@ -13,7 +11,7 @@ constexpr int kLayoutElements = 8;  // a thread moves 16 bytes
 using LayoutPack = Pack<half_t, kLayoutElements>;
 
 /// How many vectors the output has; 0 for sizes that there is no kernel for.
-inline int flatten_vectors(const UniadFlattenMaps& a) {
+inline double flatten_vectors(const UniadFlattenMaps& a) {
     if (a.maps < 1 || a.maps > UNIAD_MAX_LEVELS || a.images < 1 || a.channels < 1 || a.channels % kLayoutElements != 0) {
         return 0;
     }
@@ -24,8 +22,7 @@ inline int flatten_vectors(const UniadFlattenMaps& a) {
         }
         cells += a.cells[map];
     }
-    const double vectors = cells * a.images * (a.channels / kLayoutElements);
-    return vectors < INT_MAX ? static_cast<int>(vectors) : 0;
+    return cells * a.images * (a.channels / kLayoutElements);
 }
 
 /// One vector of the output; `index` counts (image, cell of all maps, vector).
@@ -54,13 +51,12 @@ UNIAD_HD void flatten_vector(const UniadFlattenMaps& a, int index) {
     store<half_t, kLayoutElements>(static_cast<half_t*>(a.out) + static_cast<int64_t>(index) * kLayoutElements, pack);
 }
 
-inline int sample_map_vectors(const UniadSampleMap& a) {
+inline double sample_map_vectors(const UniadSampleMap& a) {
     if (a.height < 1 || a.width < 1 || a.points < 1 || a.channels < 1 || a.channels % kLayoutElements != 0 ||
         (a.positions == nullptr && a.points != a.height * a.width)) {
         return 0;
     }
-    const double vectors = static_cast<double>(a.points) * (a.channels / kLayoutElements);
-    return vectors < INT_MAX ? static_cast<int>(vectors) : 0;
+    return static_cast<double>(a.points) * (a.channels / kLayoutElements);
 }
 
 /// One vector of the output; `index` counts (point, vector).

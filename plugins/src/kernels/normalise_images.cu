@@ -4,7 +4,7 @@
 #include "launch.cuh"
 
 extern "C" int uniad_normalise_images(const UniadNormaliseImages* a, int type, void* stream) {
-    const int pixels = uniad::normalised_pixels(*a);
+    const double pixels = uniad::normalised_pixels(*a);
     return type == UNIAD_FLOAT16 ? uniad::launch_elements<uniad::normalise_pixel<half_t>>(*a, pixels, stream)
                                  : uniad::launch_elements<uniad::normalise_pixel<float>>(*a, pixels, stream);
 }

@@ -2,8 +2,6 @@
 // layers of their own the casts, the permutation, the padding and the change of layout each go through all pixels.
 #pragma once
 
-#include <climits>
-
 #include "../kernels.h"
 #include "host_device.cuh"
 
@@ -13,12 +11,11 @@ constexpr int kImageChannels = 3;
 constexpr int kPixelElements = 8;  // of a float16 output's pixel: a vector of 16 bytes
 
 /// How many pixels the output has; 0 for sizes that there is no kernel for.
-inline int normalised_pixels(const UniadNormaliseImages& a) {
+inline double normalised_pixels(const UniadNormaliseImages& a) {
     if (a.images <= 0 || a.height <= 0 || a.width <= 0 || a.out_height < a.height || a.out_width < a.width) {
         return 0;
     }
-    const double pixels = static_cast<double>(a.images) * a.out_height * a.out_width;
-    return pixels < INT_MAX ? a.images * a.out_height * a.out_width : 0;
+    return static_cast<double>(a.images) * a.out_height * a.out_width;
 }
 
 /// One pixel of the output; `index` counts (image, row, column).

@@ -5,6 +5,6 @@
 
 extern "C" int uniad_rotate(const UniadRotate* a, int type, void* stream) {
     const int vectors = uniad::rotate_vectors(*a, type);  // of a cell
-    const int64_t count = static_cast<int64_t>(a->height) * a->width * vectors;
+    const double count = static_cast<double>(a->height) * a->width * vectors;
     return uniad::launch_elements<uniad::rotate_vector>(*a, count, stream, vectors);
 }

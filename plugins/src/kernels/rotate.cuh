@@ -9,8 +9,6 @@
 
 namespace uniad {
 
-constexpr int kVectorBytes = 16;  // what a thread copies of an output cell
-
 /// The input cell along one axis of `size` cells, rounded half to even, that an output cell (x, y) from the map's centre
 /// shows. `row` is the axis's row of the matrix.
 UNIAD_HD float input_place(const float* row, float x, float y, int size) {
@@ -20,9 +18,8 @@ UNIAD_HD float input_place(const float* row, float x, float y, int size) {
 }
 
 /// How many vectors a cell has; 0 for sizes that there is no kernel for.
-UNIAD_HD int rotate_vectors(const UniadRotate& a, int type) {
-    const int bytes = a.channels * (type == UNIAD_FLOAT16 ? 2 : 4);
-    return a.height > 0 && a.width > 0 && bytes > 0 && bytes % kVectorBytes == 0 ? bytes / kVectorBytes : 0;
+inline int rotate_vectors(const UniadRotate& a, int type) {
+    return a.height > 0 && a.width > 0 ? whole_vectors(a.channels, type) : 0;
 }
 
 /// One vector of one output cell; `index` counts (cell, vector).

@@ -5,7 +5,7 @@
 
 extern "C" int uniad_temporal_inputs(const UniadTemporalInputs* a, int type, void* stream) {
     const int vectors = uniad::temporal_vectors(*a, type);  // of a cell
-    const int64_t count = static_cast<int64_t>(a->cells) * vectors;
+    const double count = static_cast<double>(a->cells) * vectors;
     return type == UNIAD_FLOAT16 ? uniad::launch_elements<uniad::join_temporal<half_t>>(*a, count, stream, vectors)
                                  : uniad::launch_elements<uniad::join_temporal<float>>(*a, count, stream, vectors);
 }

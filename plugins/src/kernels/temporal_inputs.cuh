@@ -2,8 +2,6 @@
 // compiles the choices, the sum and the joins together with the products behind them, which are then four times as slow.
 #pragma once
 
-#include <climits>
-
 #include "../kernels.h"
 #include "host_device.cuh"
 
@@ -11,12 +9,7 @@ namespace uniad {
 
 /// Vectors of 16 bytes in a cell's channels; 0 for sizes that there is no kernel for.
 inline int temporal_vectors(const UniadTemporalInputs& a, int type) {
-    const int channels = 16 / static_cast<int>(type == UNIAD_FLOAT16 ? sizeof(half_t) : sizeof(float));
-    if (a.cells <= 0 || a.channels <= 0 || a.channels % channels != 0) {
-        return 0;
-    }
-    const int vectors = a.channels / channels;
-    return static_cast<int64_t>(a.cells) * vectors < INT_MAX ? vectors : 0;
+    return a.cells > 0 ? whole_vectors(a.channels, type) : 0;
 }
 
 /// One vector of one cell; `index` counts (cell, vector).
