@@ -75,6 +75,13 @@ def test_default_backend(monkeypatch):
         assert builder.best_backend() == best
 
 
+def test_torch_backend_without_torch(monkeypatch):
+    """Where only TensorRT is installed and there is no GPU, the line says what is missing."""
+    monkeypatch.setitem(sys.modules, "runtime.torch_plan", None)  # importing it raises ImportError
+    with pytest.raises(UniADError, match=r"--backend torch can.t be used here .*requirements-torch.txt"):
+        builder.build_torch(None, None, [])
+
+
 def test_progress_without_rich(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with builder.progress_display() as show:

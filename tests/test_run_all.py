@@ -8,13 +8,13 @@ from support import ROOT
 
 sys.path.append(str(ROOT / "tests" / "gpu"))
 
-from run_all import Runner, Step, all_steps
+from run_all import Runner, Step, all_steps, visible_gpus
 
 SCRIPT = ROOT / "tests" / "gpu" / "run_all.py"
 
 
-def run(steps, out, gpus=2):
-    runner = Runner(steps, gpus, out, {"PATH": "/usr/bin:/bin", "OUT": str(out)})
+def run(steps, out, gpus=("0", "1")):
+    runner = Runner(steps, list(gpus), out, {"PATH": "/usr/bin:/bin", "OUT": str(out)})
     return runner.run(), runner.states
 
 
@@ -46,9 +46,9 @@ def test_failures(tmp_path):
         Step("broken", ("echo before", "exit 3", "echo behind")),
         Step("needing", ("echo never",), ("broken",)),
         Step("timed", ("true",), ("needing",), alone=True),
-        Step("other", ("true",)),
+        Step("other", ("[ $CUDA_VISIBLE_DEVICES = 5 ]",)),
     ]
-    good, states = run(steps, tmp_path, gpus=1)
+    good, states = run(steps, tmp_path, gpus="5")
     assert not good
     assert {name: said(state) for name, state in states.items()} == {
         "broken": "failed", "needing": "not run", "timed": "not run", "other": "ok",
@@ -63,9 +63,14 @@ def test_cut_off_and_called_again(tmp_path):
     (tmp_path / "first.log").write_text("+ true\n\nexit 0\n")
     (tmp_path / "second.log").write_text("+ true\n")
     (tmp_path / "third.log").write_text("+ true\n\nexit 1\n")
-    good, states = run(steps, tmp_path, gpus=3)
+    good, states = run(steps, tmp_path, gpus="012")
     assert good and states["first"] == "ok, done before"
     assert sorted((tmp_path / "done").read_text().split()) == ["second", "third"]
+
+
+def test_visible_gpus():
+    assert visible_gpus(None, 3) == ["0", "1", "2"] and visible_gpus(None, 0) == []
+    assert visible_gpus("3,1", 2) == ["3", "1"] and visible_gpus("3,1", 1) == ["3"] and visible_gpus("", 0) == []
 
 
 def test_steps():

@@ -139,7 +139,11 @@ def progress_display() -> Iterator[Callable[[str, int, int, int], None] | None]:
 
 
 def build_torch(args: argparse.Namespace, c_model: CModel, tasks: list[str]) -> str:
-    from runtime.torch_plan import write_torch_plan  # torch only where the backend needs it
+    try:
+        from runtime.torch_plan import write_torch_plan  # torch only where the backend needs it
+    except ImportError as error:
+        message = f"--backend torch can't be used here ({error}): see requirements-torch.txt, or choose another backend"
+        raise UniADError(message) from error
 
     network = write_torch_plan(c_model, c_model.config, args.dtype, args.out_file, tasks)
     if args.check_reference is None:

@@ -3,10 +3,10 @@
     python tests/gpu/run_all.py --trt-python TRT --tensorrt-include DIR --recordings FOLDER --out OUT [--only A,B]
 
 TRT is the Python that has TensorRT; this one has torch, and nvcc is on the PATH; the step "user" wants
-requirements-nuscenes.txt in both. Each GPU does one step at a time, steps that are timed wait until the machine has
-nothing else to do, and a step whose log ends with "exit 0" is not done again: what was cut off goes on with the same
-command. OUT gets a log and results of every step, the engines, and status.txt, a line for each step. Exit status 1
-where anything failed.
+requirements-nuscenes.txt in both. Each GPU (of CUDA_VISIBLE_DEVICES, where set) does one step at a time, steps that are
+timed wait until this command has nothing else to do, and a step whose log ends with "exit 0" is not done again: what
+was cut off goes on with the same command. OUT gets a log and results of every step, the engines, and status.txt, a line
+for each step. Exit status 1 where anything failed.
 tests/gpu/README.md says what the steps are.
 """
 
@@ -102,10 +102,15 @@ def user_step(py: str, trt: str, out: str) -> Step:
     return Step("user", tuple(commands), ("plugins",))
 
 
+def visible_gpus(visible: str | None, count: int) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES, whose value here is `visible`, of the `count` GPUs that CUDA sees."""
+    return [str(gpu) for gpu in range(count)] if visible is None else visible.split(",")[:count]
+
+
 class Runner:
     """Deals steps out to GPUs, a thread for each."""
 
-    def __init__(self, steps: list[Step], gpus: int, out: pathlib.Path, environment: dict[str, str]):
+    def __init__(self, steps: list[Step], gpus: list[str], out: pathlib.Path, environment: dict[str, str]):
         self.waiting, self.gpus, self.out, self.environment = list(steps), gpus, out, environment
         self.known = {step.name for step in steps}
         self.states: dict[str, str] = {}  # of steps that were begun, or never will be
@@ -118,7 +123,7 @@ class Runner:
             if self._log(step).exists() and self._log(step).read_text().endswith("\nexit 0\n"):
                 self.waiting.remove(step)
                 self._tell(step, "ok, done before")
-        threads = [threading.Thread(target=self._work, args=(gpu,)) for gpu in range(self.gpus)]
+        threads = [threading.Thread(target=self._work, args=(gpu,)) for gpu in self.gpus]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -154,7 +159,7 @@ class Runner:
                 self.changed.wait()
         return None
 
-    def _work(self, gpu: int) -> None:
+    def _work(self, gpu: str) -> None:
         while True:
             with self.changed:
                 step = self._next()
@@ -170,8 +175,8 @@ class Runner:
                 self._tell(step, f"ok, {last}" if status == 0 else f"failed, {last}: {self._log(step)}")
                 self.changed.notify_all()
 
-    def _run(self, step: Step, gpu: int) -> int:
-        environment = {**self.environment, "CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONUNBUFFERED": "1"}
+    def _run(self, step: Step, gpu: str) -> int:
+        environment = {**self.environment, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"}
         status = 0
         with self._log(step).open("w") as log:
             for command in step.commands:
@@ -208,7 +213,7 @@ def main() -> None:
     if args.list:
         print("\n".join(step.name for step in steps))
         return
-    gpus = cuda.device_count()
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), cuda.device_count())
     if not gpus:
         sys.exit("error: no GPU here: these checks need one")
     out.mkdir(parents=True, exist_ok=True)
