@@ -16,6 +16,7 @@ from errors import UniADError
 from trtllm import Module, ModuleList, Network, Parameter, Tensor, net_guard, polynomials, tensorrt_builder
 from trtllm import functional as F
 from trtllm import vision as V
+from trtllm.sampled_attention import camera_cross_attention
 from trtllm.tensorrt_builder import BuildOptions, build_engine
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour, load_flavour
@@ -310,6 +311,38 @@ def test_what_8_6_builds_otherwise(rtx):
     assert "normalization" in dict(strong) and "normalization" not in dict(weak)
     assert "activation" in dict(weak) and "activation" not in dict(strong)
     assert "half" in dict(strong)["convolution"] and "half" not in dict(weak)["convolution"]
+
+
+def test_camera_attention_of_8_6_takes_one_camera_after_the_other(rtx):
+    """All that a camera samples, places and maps, waits for the camera before: small regions, which 8.6 builds."""
+    specs = {
+        "value": ("float16", (3, 60, 2, 4)),
+        "points": ("float32", (3, 5, 2, 2)),
+        "seen": ("bool", (3, 5, 2)),
+        "offsets": ("float16", (5, 2, 2, 4, 2)),
+        "logits": ("float16", (5, 2, 8)),
+    }
+
+    def earlier_samplings(flavour) -> list[list[int]]:
+        """For both inputs of each sampling, in the order of the calls, how many others they depend on."""
+        network = rtx.create_network(builder := rtx.trt.Builder(rtx.logger))
+        executor = TensorRTExecutor(network, flavour)
+        with net_guard(Network(executor, "float16")):
+            inputs = [executor.input(name, *spec) for name, spec in specs.items()]
+            camera_cross_attention(*inputs, [(6, 8), (3, 4)])
+        before: dict[str, set[int]] = {}
+        counts = []
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            sources = [before.get(layer.get_input(i).name, set()) for i in range(layer.num_inputs)]
+            own = {index} if layer.type == rtx.trt.LayerType.GRID_SAMPLE else set()
+            counts += [[len(found) for found in sources]] if own else []
+            before[layer.get_output(0).name] = own.union(*sources)
+        del builder
+        return counts
+
+    assert earlier_samplings(weakly_typed(rtx)) == [[0, 0]] * 2 + [[2, 2]] * 2 + [[4, 4]] * 2
+    assert earlier_samplings(rtx) == [[0, 0]] * 6
 
 
 def test_building_needs_no_torch(rtx):

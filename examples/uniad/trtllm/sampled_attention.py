@@ -242,13 +242,15 @@ def camera_cross_attention(
     weights = F.softmax(F.cast(attention_logits, "float32"), -1)
     weights = F.view(weights, (1, q, m, levels, points))
     scale = np.array([[1 / w, 1 / h] for h, w in spatial_shapes], np.float32).reshape(1, 1, levels, 1, 2)
-    offsets = F.cast(sampling_offsets, "float32") * F.constant(scale)  # (Q,M,L,P,2)
-    offsets = F.view(offsets, (1, q, m, levels, points // z, z, 2))
     total = None
-    for cam in range(cams):  # one camera at a time bounds the memory of the samples
+    for cam in range(cams):  # one camera after the other bounds the memory of samples, and the regions of 8.6
+        planes = after(F.narrow(value, 0, cam, 1), sampling_offsets if total is None else total)  # (1,S,M,C)
+        cells = sampling_offsets if total is None else after(sampling_offsets, total)
+        offsets = F.cast(cells, "float32") * F.constant(scale)  # (Q,M,L,P,2)
+        offsets = F.view(offsets, (1, q, m, levels, points // z, z, 2))
         reference = F.view(F.select(reference_points_cam, 0, cam), (1, q, 1, 1, 1, z, 2))
         locations = F.view(reference + offsets, (1, q, m, levels, points, 2))
-        out = sample_levels(F.narrow(value, 0, cam, 1), locations, weights, spatial_shapes)  # (1,Q,MC)
+        out = sample_levels(planes, locations, weights, spatial_shapes)  # (1,Q,MC)
         here = F.cast(F.view(F.select(seen, 0, cam), (1, q, 1)), "bool")
         out = F.where(here, F.cast(out, "float32"), 0.0)
         total = out if total is None else total + out
