@@ -39,3 +39,12 @@ def test_each_frame_has_its_own_latency(session):
 def test_infer_is_one_frame(session):
     assert session.infer({"x": np.float32([5.0])})["y"] == 10
     assert session.latency >= 0.005 and not session._done
+
+
+def test_float32_on_cuda_is_float32(monkeypatch):
+    """A baseline in TF32 would be one of eleven bits: torch takes it for convolutions unless told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch_executor("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    torch_executor("cuda")
+    assert not torch.backends.cudnn.allow_tf32

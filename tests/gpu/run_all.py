@@ -89,7 +89,7 @@ def user_step(py: str, trt: str, out: str) -> Step:
         f"{py} {scripts}/pytorch_convert.py -i {demo}/tiny_e2e.pth -o {demo}/c-model "
         f"--anchors {demo}/motion_anchors.npy",
         f"{py} {scripts}/builder.py -i {demo}/c-model -o {demo}/base.plan --backend torch {checked}",
-        f"{py} {run} -e {demo}/base.plan -o {demo}/base_result",
+        f"{py} {run} -e {demo}/base.plan -o {demo}/base_result --device cuda",
     ]
     for dtype, most in (("float32", 0), ("float16", 1)):
         engine, result = f"{demo}/{dtype}.plan", f"{demo}/{dtype}"

@@ -281,5 +281,8 @@ class TorchCPUExecutor(TorchExecutor):
 
 
 def torch_executor(device: str = "cpu") -> TorchExecutor:
-    """The executor for a torch device ("cpu" or "cuda")."""
-    return TorchCPUExecutor() if device == "cpu" else TorchExecutor(device)
+    """The executor for a torch device ("cpu" or "cuda"). On CUDA, TF32 is switched off: float32 has 24 bits."""
+    if device == "cpu":
+        return TorchCPUExecutor()
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions, not for products
+    return TorchExecutor(device)
