@@ -114,18 +114,20 @@ extern "C" int uniad_occupancy(const UniadOccupancy* a, void*) {
     return 0;
 }
 
+template <int kTiles>
+static void narrow_conv(const UniadNarrowConv& a, int count) {
+    for (int first = 0; first < count; first += kTiles) {
+        host::run_block(uniad::narrow_threads(kTiles), uniad::narrow_shared_bytes(kTiles),
+                        [&](const host::Block& block) { uniad::narrow_conv<kTiles>(block, a, first); });
+    }
+}
+
+/// As on a GPU of two processors.
 extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void*) {
     if (!uniad::narrow_fits(*a)) {
         return uniad::kUnsupported;
     }
-    for (int image = 0; image < a->batch; ++image) {
-        for (int row = 0; row < a->height; row += uniad::kNarrowRows) {
-            for (int column = 0; column < a->width; column += uniad::kNarrowColumns) {
-                host::run_block(uniad::kNarrowThreads, uniad::kNarrowSharedBytes, [&](const host::Block& block) {
-                    uniad::narrow_conv(block, *a, image, row, column);
-                });
-            }
-        }
-    }
+    const int count = uniad::NarrowTiles(*a).count, tiles = uniad::narrow_tiles_of_block(count, 2, 227 << 10);
+    tiles == 1 ? narrow_conv<1>(*a, count) : tiles == 2 ? narrow_conv<2>(*a, count) : narrow_conv<3>(*a, count);
     return 0;
 }

@@ -153,9 +153,9 @@ def test_equal_instances_give_the_first(library):
     assert (kernels.occupancy(library, **arguments) == 1).all()
 
 
-@pytest.mark.parametrize("size", [(1, 64, 8, 16), (2, 128, 9, 21), (1, 64, 3, 5)])
+@pytest.mark.parametrize("size", [(1, 64, 8, 16), (2, 128, 9, 21), (1, 32, 19, 16), (1, 96, 3, 5)])
 def test_narrow_conv(library, size):
-    """Zeros behind the outputs, too."""
+    """Blocks of one, two and three tiles. Zeros behind the outputs, too."""
     torch.manual_seed(size[2])
     case = kernels.narrow_conv_case("cpu", size)
     expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
@@ -175,8 +175,8 @@ def test_sizes_that_are_refused(library):
         with pytest.raises(RuntimeError, match="uniad_multihead_attention: error 1"):
             kernels.multihead_attention(library, **kernels.multihead_attention_case("cpu", *sizes, mask))
     with pytest.raises(RuntimeError, match="uniad_narrow_conv: error 1"):
-        x = torch.zeros(1, 4, 4, 32, dtype=torch.float16)
-        kernels.narrow_conv(library, x, torch.zeros(9, 32, 32, dtype=torch.float16), torch.zeros(32))
+        x = torch.zeros(1, 4, 4, 16, dtype=torch.float16)
+        kernels.narrow_conv(library, x, torch.zeros(9, 32, 16, dtype=torch.float16), torch.zeros(32))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -189,7 +189,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "a part that is left out": ("part_sums.cuh", "seen += shares[part]", "seen += (part > 0) * shares[part]"),
     "keys that are not waited for": ("multihead_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
-    "a border of the wrong side": ("narrow_conv.cuh", "column - 1 + cell", "column + cell"),
+    "a border of the wrong side": ("narrow_conv.cuh", "tiles.column(tile) - 1", "tiles.column(tile)"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
 }
 

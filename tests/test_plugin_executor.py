@@ -288,8 +288,8 @@ def test_convolution_to_few_outputs():
     x, bias = tensor("float16", 6, 128, 5, 6), tensor("float16", 27, array=np.ones(27, np.float16))
     weight = tensor("float16", 27, 128, 3, 3, array=np.ones((27, 128, 3, 3), np.float16))
     assert executor.narrow_conv2d(x, weight, bias) is not None
-    assert executor.recorded == [("UniADNarrowConv", [(6, 128, 5, 6), (2, 9, 32, 64), (32,)], {"outputs": 27})]
-    for outputs, channels in ((27, 96), (24, 128), (33, 128)):
+    assert executor.recorded == [("UniADNarrowConv", [(6, 128, 5, 6), (4, 9, 32, 32), (32,)], {"outputs": 27})]
+    for outputs, channels in ((27, 80), (24, 128), (33, 128)):
         other = tensor("float16", outputs, channels, 3, 3, array=np.ones((outputs, channels, 3, 3), np.float16))
         assert executor.narrow_conv2d(tensor("float16", 6, channels, 5, 6), other, bias) is None
     assert executor.narrow_conv2d(tensor("float32", 6, 128, 5, 6), weight, bias) is None
@@ -299,7 +299,7 @@ def test_packed_weight_of_few_outputs():
     """Where an element goes; zeros for the outputs that there are not."""
     weight = np.arange(27 * 128 * 9, dtype=np.float32).reshape(27, 128, 3, 3)
     packed = plugin_weights.pack_narrow_weight(weight)
-    assert packed[1, 5, 20, 7] == weight[20, 64 + 7, 1, 2] and not packed[:, :, 27:].any()
+    assert packed[3, 5, 20, 7] == weight[20, 96 + 7, 1, 2] and not packed[:, :, 27:].any()
     assert plugin_weights.pack_narrow_bias(np.ones(27, np.float16)).tolist() == [1.0] * 27 + [0.0] * 5
 
 

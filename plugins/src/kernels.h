@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 6
+#define UNIAD_PLUGINS_VERSION 7
 #define UNIAD_MAX_LEVELS 8
 #define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
 #define UNIAD_HOPPER_OUTPUTS 256
@@ -274,8 +274,8 @@ typedef struct UniadTemporalInputs {
 } UniadTemporalInputs;
 
 /* A 3 x 3 convolution with stride 1 and padding 1 that has few outputs, float16 with sums in float32: input (N,H,W,C),
- * weight (C/64,9,32,64), taps row by row, bias float32 (32), both 0 for the outputs that there are not -> out (N,H,W,32).
- * C is a multiple of 64. */
+ * weight (C/32,9,32,32), taps row by row, bias float32 (32), both 0 for the outputs that there are not -> out (N,H,W,32).
+ * C is a multiple of 32. */
 typedef struct UniadNarrowConv {
     const void* input;
     const void* weight;

@@ -8,7 +8,7 @@ using nvinfer1::DataType;
 using nvinfer1::DimsExprs;
 using nvinfer1::PluginTensorDesc;
 
-/// Inputs input (N,C,H,W) with the channels last, weight (C/64,9,32,64), bias float32 (32); output (N,outputs,H,W) with the
+/// Inputs input (N,C,H,W) with the channels last, weight (C/32,9,32,32), bias float32 (32); output (N,outputs,H,W) with the
 /// channels last. See UniadNarrowConv.
 struct NarrowConv : OneOutput<NarrowConv> {
     static constexpr const char* kName = "UniADNarrowConv";

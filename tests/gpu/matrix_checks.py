@@ -86,8 +86,9 @@ def check_occupancy(checks, library, small: bool) -> None:
 
 
 def check_narrow_conv(checks, library, small: bool) -> None:
-    sizes = [(1, 64, 8, 16), (2, 128, 9, 21), (1, 64, 3, 5)] + ([] if small else [(6, 256, 58, 100), (6, 512, 29, 50)])
-    for size in sizes:
+    sizes = [(1, 64, 8, 16), (2, 128, 9, 21), (1, 96, 3, 5)]
+    sizes += [(20, 32, 8, 128), (34, 32, 8, 128)]  # blocks of two and of three tiles on 132 processors
+    for size in sizes + ([] if small else [(6, 256, 58, 100), (6, 512, 29, 50)]):
         case = kernels.narrow_conv_case(DEVICE, size)
         expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
         bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)

@@ -3,7 +3,7 @@
 import numpy as np
 
 COMMON_LAYOUT, HOPPER_LAYOUT = 0, 1  # UniadWeightLayout of plugins/src/kernels.h
-NARROW_OUTPUTS, NARROW_CHANNELS = 32, 64  # kNarrow… of narrow_conv.cuh
+NARROW_OUTPUTS, NARROW_CHANNELS = 32, 32  # kNarrow… of narrow_conv.cuh
 
 
 def pack_deform_weight(weight: np.ndarray, layout: int = COMMON_LAYOUT) -> np.ndarray:
@@ -35,7 +35,7 @@ def map_positions(grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def pack_narrow_weight(weight: np.ndarray) -> np.ndarray:
-    """A 3x3 kernel (O,C,3,3) of few outputs as plugins/src/kernels/narrow_conv.cuh reads it: (C/64,9,32,64)."""
+    """A 3x3 kernel (O,C,3,3) of few outputs as plugins/src/kernels/narrow_conv.cuh reads it: (C/32,9,32,32)."""
     o, c = weight.shape[:2]
     padded = np.zeros((NARROW_OUTPUTS, c, 9), weight.dtype)
     padded[:o] = weight.reshape(o, c, 9)

@@ -5,10 +5,16 @@
 
 namespace {
 
-__global__ __launch_bounds__(uniad::kNarrowThreads, 3) void convolve(const __grid_constant__ UniadNarrowConv a) {
+template <int kTiles>
+__global__ __launch_bounds__(uniad::narrow_threads(kTiles)) void convolve(const __grid_constant__ UniadNarrowConv a) {
     extern __shared__ __align__(128) char shared[];
-    uniad::narrow_conv(uniad::DeviceBlock(shared), a, blockIdx.z, blockIdx.y * uniad::kNarrowRows,
-                       blockIdx.x * uniad::kNarrowColumns);
+    uniad::narrow_conv<kTiles>(uniad::DeviceBlock(shared), a, blockIdx.x * kTiles);
+}
+
+template <int kTiles>
+int launch(const UniadNarrowConv& a, int count, void* stream) {
+    return uniad::launch_blocks(convolve<kTiles>, uniad::blocks_of(count, kTiles), uniad::narrow_threads(kTiles),
+                                uniad::narrow_shared_bytes(kTiles), stream, a);
 }
 
 }  // namespace
@@ -17,7 +23,20 @@ extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void* stream) {
     if (!uniad::narrow_fits(*a)) {
         return uniad::kUnsupported;
     }
-    const dim3 blocks(uniad::blocks_of(a->width, uniad::kNarrowColumns), uniad::blocks_of(a->height, uniad::kNarrowRows),
-                      a->batch);
-    return uniad::launch_blocks(convolve, blocks, uniad::kNarrowThreads, uniad::kNarrowSharedBytes, stream, *a);
+    int device = 0, processors = 0, bytes = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+        error = error == cudaSuccess ? cudaDeviceGetAttribute(&value, attribute, device) : error;
+    };
+    ask(processors, cudaDevAttrMultiProcessorCount);
+    ask(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    const int count = uniad::NarrowTiles(*a).count;
+    switch (uniad::narrow_tiles_of_block(count, processors, static_cast<unsigned>(bytes))) {
+        case 1: return launch<1>(*a, count, stream);
+        case 2: return launch<2>(*a, count, stream);
+        default: return launch<3>(*a, count, stream);
+    }
 }

@@ -1,6 +1,7 @@
 // A 3 x 3 convolution with few outputs, such as the one that gives a deformable convolution its offsets. Kernels for 64
-// outputs and more waste half of their work there and read each cell nine times; here a block keeps a tile of the map
-// with its border in shared memory, 64 channels at a time, and all nine taps multiply from there.
+// outputs and more waste half of their work there and read each cell nine times; here a block keeps tiles of the map
+// with their borders in shared memory, 32 channels at a time, and all nine taps multiply from there. Weights are most of
+// what a block reads: one with several tiles reads them once for all.
 #pragma once
 
 #include "../kernels.h"
@@ -9,75 +10,155 @@
 namespace uniad {
 
 constexpr int kNarrowOutputs = 32;   // of a packed weight
-constexpr int kNarrowChannels = 64;  // that lie in shared memory at a time
-constexpr int kNarrowRows = 8, kNarrowColumns = 16, kNarrowTaps = 9;  // a warp has two rows of 16 pixels
-constexpr int kNarrowThreads = kNarrowRows / 2 * 32;
+constexpr int kNarrowChannels = 32;  // of a stage: what lies in shared memory together
+constexpr int kNarrowStages = 3;     // one is multiplied while the others arrive
+constexpr int kNarrowRows = 8, kNarrowColumns = 16, kNarrowTaps = 9;  // of a tile
+constexpr int kNarrowWarps = 4;  // of a tile: each has four rows, and half of a stage's channels
 constexpr int kNarrowVectors = kNarrowChannels / 8;
 constexpr int kNarrowHaloColumns = kNarrowColumns + 2, kNarrowHalo = (kNarrowRows + 2) * kNarrowHaloColumns;
-constexpr int kNarrowSharedBytes = (kNarrowHalo + kNarrowTaps * kNarrowOutputs) * kNarrowChannels * 2;
+constexpr unsigned kNarrowWeightBytes = kNarrowTaps * kNarrowOutputs * kNarrowChannels * 2;
+constexpr unsigned kNarrowHaloBytes = kNarrowHalo * kNarrowChannels * 2;
+
+UNIAD_HD constexpr unsigned narrow_stage_bytes(int tiles) { return kNarrowWeightBytes + tiles * kNarrowHaloBytes; }
+UNIAD_HD constexpr unsigned narrow_shared_bytes(int tiles) { return kNarrowStages * narrow_stage_bytes(tiles); }
+UNIAD_HD constexpr int narrow_threads(int tiles) { return tiles * kNarrowWarps * 32; }
 
 UNIAD_HD bool narrow_fits(const UniadNarrowConv& a) {
-    return a.batch > 0 && a.height > 0 && a.width > 0 && a.channels > 0 && a.channels % kNarrowChannels == 0;
+    const double size = static_cast<double>(a.batch) * a.height * a.width * a.channels;
+    return a.batch > 0 && a.height > 0 && a.width > 0 && a.channels > 0 && a.channels % kNarrowChannels == 0 &&
+           size <= 2147483647.0;  // elements are counted in int
 }
 
-/// One block: the tile of image `image` whose first pixel is (row, column).
-template <typename Block>
-UNIAD_DEVICE void narrow_conv(const Block& block, const UniadNarrowConv& a, int image, int row, int column) {
-    const int thread = block.thread(), lane = thread % 32, warp = thread / 32;
-    constexpr unsigned kWeights = kNarrowHalo * kNarrowVectors * 16;
-    const auto* input = static_cast<const half_t*>(a.input) + static_cast<int64_t>(image) * a.height * a.width * a.channels;
+/// Tiles of all images, image by image and row by row.
+struct NarrowTiles {
+    int across, of_image, count;
 
-    float sum[2][kNarrowOutputs / 8][4] = {};  // of this warp's two rows
-    for (int group = 0; group < a.channels / kNarrowChannels; ++group) {
-        block.sync();  // nothing of the last group is read any more
-        for (int i = thread; i < kNarrowHalo * kNarrowVectors; i += kNarrowThreads) {
-            const int cell = i / kNarrowVectors, vector = i % kNarrowVectors;
-            const int y = row - 1 + cell / kNarrowHaloColumns, x = column - 1 + cell % kNarrowHaloColumns;
-            const bool real = y >= 0 && y < a.height && x >= 0 && x < a.width;
-            const int64_t from = real ? (static_cast<int64_t>(y) * a.width + x) * a.channels : 0;
-            block.copy(tile_place<kNarrowVectors>(cell, vector), input + from + group * kNarrowChannels + vector * 8, real);
+    UNIAD_HD explicit NarrowTiles(const UniadNarrowConv& a)
+        : across((a.width + kNarrowColumns - 1) / kNarrowColumns),
+          of_image((a.height + kNarrowRows - 1) / kNarrowRows * across),
+          count(of_image * a.batch) {}
+    UNIAD_HD int row(int tile) const { return tile % of_image / across * kNarrowRows; }
+    UNIAD_HD int column(int tile) const { return tile % of_image % across * kNarrowColumns; }
+};
+
+/// How many of `count` tiles a block should have, on a GPU with so many processors and bytes of shared memory for a block:
+/// as few as make no more blocks than processors, and 3 at most.
+UNIAD_HD int narrow_tiles_of_block(int count, int processors, unsigned shared) {
+    int tiles = 1;
+    while (tiles < 3 && (count + tiles - 1) / tiles > processors && narrow_shared_bytes(tiles + 1) <= shared) {
+        ++tiles;
+    }
+    return tiles;
+}
+
+/// One block: kTiles tiles from `first` on.
+template <int kTiles, typename Block>
+UNIAD_DEVICE void narrow_conv(const Block& block, const UniadNarrowConv& a, int first) {
+    constexpr int kThreads = narrow_threads(kTiles), kCopies = kTiles * kNarrowHalo * kNarrowVectors;
+    constexpr int kOwn = (kCopies + kThreads - 1) / kThreads;  // vectors of the tiles that a thread copies in each stage
+    const int thread = block.thread(), lane = thread % 32, warp = thread / 32;
+    const NarrowTiles tiles(a);
+    const auto* const input = static_cast<const half_t*>(a.input);
+
+    int from[kOwn];  // elements; -1: outside
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+        const int copy = thread + i * kThreads, cell = copy / kNarrowVectors % kNarrowHalo;
+        const int tile = first + copy / (kNarrowVectors * kNarrowHalo);
+        const int y = tiles.row(tile) - 1 + cell / kNarrowHaloColumns;
+        const int x = tiles.column(tile) - 1 + cell % kNarrowHaloColumns;
+        const bool real = tile < tiles.count && y >= 0 && y < a.height && x >= 0 && x < a.width;
+        const int pixel = (tile / tiles.of_image * a.height + y) * a.width + x;
+        from[i] = real ? pixel * a.channels + copy % kNarrowVectors * 8 : -1;
+    }
+    const auto begin = [&](int stage) {  // 32 channels
+        const unsigned to = stage % kNarrowStages * narrow_stage_bytes(kTiles);
+        constexpr int kRows = kNarrowTaps * kNarrowOutputs;
+        const auto* weight = static_cast<const half_t*>(a.weight) + static_cast<int64_t>(stage) * kRows * kNarrowChannels;
+        copy_tile<kRows, kNarrowVectors>(block, kThreads, to, weight, 0, kRows);
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+            const int copy = thread + i * kThreads, row = copy / kNarrowVectors;
+            const unsigned tile = to + kNarrowWeightBytes + row / kNarrowHalo * kNarrowHaloBytes;
+            if (copy < kCopies) {
+                block.copy(tile + tile_place<kNarrowVectors>(row % kNarrowHalo, copy % kNarrowVectors),
+                           input + (from[i] < 0 ? 0 : from[i] + stage * kNarrowChannels), from[i] >= 0);
+            }
         }
-        const auto* weight =
-            static_cast<const half_t*>(a.weight) + static_cast<int64_t>(group) * kNarrowTaps * kNarrowOutputs * kNarrowChannels;
-        copy_tile<kNarrowTaps * kNarrowOutputs, kNarrowVectors>(block, kNarrowThreads, kWeights, weight, 0,
-                                                                kNarrowTaps * kNarrowOutputs);
+    };
+
+    const int stages = a.channels / kNarrowChannels;
+    for (int stage = 0; stage < kNarrowStages - 1; ++stage) {
+        if (stage < stages) {
+            begin(stage);
+        }
         block.commit();
-        block.template wait<0>();
-        block.sync();
+    }
+    // This warp's tile, its rows in it, and its half of the channels.
+    const int tile = warp / kNarrowWarps, top = warp / 2 % 2 * 4, vector = warp % 2 * 2;
+    float sum[4][kNarrowOutputs / 8][4] = {};
+    for (int stage = 0; stage < stages; ++stage) {
+        block.template wait<kNarrowStages - 2>();
+        block.sync();  // the stage is there, and nothing of the last one is read any more
+        if (stage + kNarrowStages - 1 < stages) {
+            begin(stage + kNarrowStages - 1);
+        }
+        block.commit();
+        const unsigned weights = stage % kNarrowStages * narrow_stage_bytes(kTiles);
+        const unsigned halo = weights + kNarrowWeightBytes + tile * kNarrowHaloBytes;
 #pragma unroll 1
-        for (int tap = 0; tap < kNarrowTaps; ++tap) {
+        for (int dx = 0; dx < 3; ++dx) {
+            unsigned left[6][4];  // rows of the map, each for up to three taps
 #pragma unroll
-            for (int k = 0; k < kNarrowChannels / 16; ++k) {
-                unsigned left[2][4];
+            for (int r = 0; r < 6; ++r) {
+                const int cell = (top + r) * kNarrowHaloColumns + dx + left_row(lane);
+                block.load(left[r], halo + tile_place<kNarrowVectors>(cell, vector + left_vector(lane)));
+            }
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    const int cell = (2 * warp + r + tap / 3) * kNarrowHaloColumns + tap % 3 + left_row(lane);
-                    block.load(left[r], tile_place<kNarrowVectors>(cell, 2 * k + left_vector(lane)));
-                }
+            for (int dy = 0; dy < 3; ++dy) {
 #pragma unroll
                 for (int n = 0; n < kNarrowOutputs / 16; ++n) {
                     unsigned right[4];
-                    const int output = tap * kNarrowOutputs + n * 16 + right_row(lane);
-                    block.load(right, kWeights + tile_place<kNarrowVectors>(output, 2 * k + right_vector(lane)));
+                    const int output = (dy * 3 + dx) * kNarrowOutputs + n * 16 + right_row(lane);
+                    block.load(right, weights + tile_place<kNarrowVectors>(output, vector + right_vector(lane)));
 #pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-                        block.multiply(sum[r][2 * n], left[r], right[0], right[1]);
-                        block.multiply(sum[r][2 * n + 1], left[r], right[2], right[3]);
+                    for (int r = 0; r < 4; ++r) {
+                        block.multiply(sum[r][2 * n], left[r + dy], right[0], right[1]);
+                        block.multiply(sum[r][2 * n + 1], left[r + dy], right[2], right[3]);
                     }
                 }
             }
         }
     }
 
+    // The two halves of the channels, warp by warp.
+    block.template wait<0>();
+    block.sync();
+    float* const other = block.template shared<float>(0) + warp / 2 * 64 * 32 + lane;
+    float* const mine = &sum[0][0][0];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int i = 0; i < 64; ++i) {
+        if (warp % 2 == 1) {
+            other[i * 32] = mine[i];
+        }
+    }
+    block.sync();
+    if (warp % 2 == 1 || first + tile >= tiles.count) {
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+        mine[i] += other[i * 32];
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int y = row + 2 * warp + r, x = column + lane / 4 + 8 * h;
+            const int y = tiles.row(first + tile) + top + r, x = tiles.column(first + tile) + lane / 4 + 8 * h;
             if (y >= a.height || x >= a.width) {
                 continue;
             }
-            const int64_t pixel = (static_cast<int64_t>(image) * a.height + y) * a.width + x;
+            const int64_t pixel = (static_cast<int64_t>((first + tile) / tiles.of_image) * a.height + y) * a.width + x;
             half_t* const out = static_cast<half_t*>(a.out) + pixel * kNarrowOutputs + lane % 4 * 2;
             const float* const bias = a.bias + lane % 4 * 2;
 #pragma unroll
