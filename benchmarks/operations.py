@@ -228,6 +228,21 @@ def matrix_operations(library) -> list[Operation]:
             lambda: matrix_kernels.narrow_conv_case(DEVICE, size), call, compose, (6 * height * width, 32),
             2.0 * 6 * height * width * 27 * 9 * channels, True)  # fmt: skip
 
+    def expand(channels: int, cells: int) -> Operation:
+        outputs = 4 * channels
+
+        def compose(case: cases.Case):
+            x, residual, weight, bias = (case[name] for name in ("x", "residual", "plain_weight", "bias"))
+            return torch.nn.functional.linear(x, weight, bias.half()).add_(residual).relu_()
+
+        def call(library, case, out, variant):
+            matrix_kernels.expand_conv(library, **matrix_kernels.packed_only(case), out=out)
+
+        return Operation(
+            f"expanding convolution, {cells} x {channels} to {outputs}", None,
+            lambda: matrix_kernels.expand_conv_case(DEVICE, cells, channels, outputs), call, compose, (cells, outputs),
+            2.0 * cells * channels * outputs, True)  # fmt: skip
+
     return [
         attention(800),
         attention(8),
@@ -239,6 +254,9 @@ def matrix_operations(library) -> list[Operation]:
         heads(100, 40000, layers=4),
         narrow(256, 58, 100),
         narrow(512, 29, 50),
+        expand(64, 6 * 232 * 400),
+        expand(128, 6 * 116 * 200),
+        expand(256, 6 * 58 * 100),
         Operation(
             "masks of 100 queries, 40000 cells", None,
             lambda: matrix_kernels.attention_masks_case(DEVICE, 100, 40000, 256),

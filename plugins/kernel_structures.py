@@ -176,6 +176,15 @@ class SampleMap(ctypes.Structure):
     ]
 
 
+class ExpandConv(ctypes.Structure):
+    """UniadExpandConv."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "residual", "weight", "bias", "out")),
+        *((name, ctypes.c_int) for name in ("cells", "channels", "outputs")),
+    ]
+
+
 class NarrowConv(ctypes.Structure):
     """UniadNarrowConv."""
 

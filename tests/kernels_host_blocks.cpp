@@ -4,6 +4,7 @@
 #include "kernels/attention_masks.cuh"
 #include "kernels/memory_attention.cuh"
 #include "kernels/multihead_attention.cuh"
+#include "kernels/expand_conv.cuh"
 #include "kernels/narrow_conv.cuh"
 #include "kernels/occupancy.cuh"
 
@@ -129,5 +130,25 @@ extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void*) {
     }
     const int count = uniad::NarrowTiles(*a).count, tiles = uniad::narrow_tiles_of_block(count, 2, 227 << 10);
     tiles == 1 ? narrow_conv<1>(*a, count) : tiles == 2 ? narrow_conv<2>(*a, count) : narrow_conv<3>(*a, count);
+    return 0;
+}
+
+template <int kChannels>
+static void expand_conv(const UniadExpandConv& a) {
+    constexpr int kWorkers = 2;
+    for (int first = 0; first < a.outputs; first += uniad::kExpandOutputs) {
+        for (int worker = 0; worker < kWorkers; ++worker) {
+            host::run_block(uniad::kExpandThreads, uniad::expand_shared_bytes(kChannels), [&](const host::Block& block) {
+                uniad::expand_conv<kChannels>(block, a, first, worker, kWorkers);
+            });
+        }
+    }
+}
+
+extern "C" int uniad_expand_conv(const UniadExpandConv* a, void*) {
+    if (!uniad::expand_fits(*a)) {
+        return uniad::kUnsupported;
+    }
+    a->channels == 64 ? expand_conv<64>(*a) : a->channels == 128 ? expand_conv<128>(*a) : expand_conv<256>(*a);
     return 0;
 }

@@ -166,6 +166,20 @@ def test_narrow_conv(library, size):
     assert cases.relative_error(kernels.narrow_conv(library, **turned), expected) > 0.1
 
 
+@pytest.mark.parametrize(
+    ("cells", "channels", "outputs"), [(70, 64, 256), (200, 128, 512), (33, 256, 256), (3, 256, 256)]
+)
+def test_expand_conv(library, cells, channels, outputs):
+    """More tiles than stages, and none for the second worker."""
+    torch.manual_seed(cells)
+    case = kernels.expand_conv_case("cpu", cells, channels, outputs)
+    expected, packed = kernels.expand_conv_reference(**case), kernels.packed_only(case)
+    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+    assert cases.relative_error(kernels.expand_conv(library, **packed), expected) < bound
+    turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
+    assert cases.relative_error(kernels.expand_conv(library, **turned), expected) > 0.1
+
+
 def test_sizes_that_are_refused(library):
     with pytest.raises(RuntimeError, match="uniad_memory_attention: error 1"):
         kernels.memory_attention(library, **kernels.memory_attention_case("cpu", 8, 100, 64))
@@ -177,6 +191,10 @@ def test_sizes_that_are_refused(library):
     with pytest.raises(RuntimeError, match="uniad_narrow_conv: error 1"):
         x = torch.zeros(1, 4, 4, 16, dtype=torch.float16)
         kernels.narrow_conv(library, x, torch.zeros(9, 32, 16, dtype=torch.float16), torch.zeros(32))
+    for channels, outputs in ((32, 256), (64, 128)):
+        with pytest.raises(RuntimeError, match="uniad_expand_conv: error 1"):
+            case = kernels.expand_conv_case("cpu", 5, channels, outputs)
+            kernels.expand_conv(library, **kernels.packed_only(case))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -190,6 +208,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "keys that are not waited for": ("multihead_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
     "a border of the wrong side": ("narrow_conv.cuh", "tiles.column(tile) - 1", "tiles.column(tile)"),
+    "a tile that is not waited for": ("expand_conv.cuh", "wait<kExpandStages - 2>()", "wait<kExpandStages - 1>()"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
 }
 
@@ -218,4 +237,7 @@ def test_faults_are_seen(fault, tmp_path):
     case = kernels.narrow_conv_case("cpu", (1, 64, 9, 18))
     out = kernels.narrow_conv(library, **kernels.packed_only(case))
     wrong += cases.relative_error(out, kernels.narrow_conv_reference(**case)) > 1e-2
+    case = kernels.expand_conv_case("cpu", 140, 64, 256)
+    out = kernels.expand_conv(library, **kernels.packed_only(case))
+    wrong += cases.relative_error(out, kernels.expand_conv_reference(**case)) > 1e-2
     assert wrong

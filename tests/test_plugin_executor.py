@@ -295,6 +295,36 @@ def test_convolution_to_few_outputs():
     assert executor.narrow_conv2d(tensor("float32", 6, 128, 5, 6), weight, bias) is None
 
 
+def test_end_of_a_block():
+    """1x1 with a residual and a ReLU, of the channels that there are kernels for; all else is left to TensorRT."""
+    executor = RecordingExecutor(OPERATIONS)
+
+    def run(channels=64, outputs=256, dtype="float16", size=1, stride=(1, 1), shortcut=True, relu=True, constant=True):
+        array = np.ones((outputs, channels, size, size), dtype) if constant else None
+        statistics = [tensor("float32", outputs, array=np.ones(outputs, np.float32)) for _ in range(4)]
+        residual = tensor(dtype, 6, outputs, 5, 6) if shortcut else None
+        kernel, x = tensor(dtype, outputs, channels, size, size, array=array), tensor(dtype, 6, channels, 5, 6)
+        return executor.conv2d_norm(x, kernel, *statistics, residual, stride, (0, 0), relu, 1e-5)
+
+    assert run().shape == (6, 256, 5, 6)
+    inputs = [(6, 64, 5, 6), (6, 256, 5, 6), (8, 4, 32, 16), (256,)]
+    assert executor.recorded == [("UniADExpandConv", inputs, {})]
+    others = [{"channels": 96}, {"outputs": 128}, {"dtype": "float32"}, {"size": 3}, {"stride": (2, 2)}]
+    others += [{"shortcut": False}, {"relu": False}, {"constant": False}]
+    assert all(run(**other) is None for other in others)
+    executor.plugins = frozenset(["narrow_conv2d"])
+    assert run() is None
+
+
+def test_packed_weight_of_a_block_end():
+    """Row and column of a lane's number: the operand of mma.m16n8k16."""
+    weight = np.arange(512 * 64, dtype=np.float32).reshape(512, 64)
+    packed = plugin_weights.pack_expand_weight(weight)
+    assert packed.shape == (16, 4, 32, 16)
+    lane, eight, high, odd = 4 * 5 + 3, 2, 1, 1  # g = 5, t = 3
+    assert packed[9, 1, lane, 4 * eight + 2 * high + odd] == weight[9 * 32 + 8 * eight + 5, 16 + 8 * high + 2 * 3 + odd]
+
+
 def test_packed_weight_of_few_outputs():
     """Where an element goes; zeros for the outputs that there are not."""
     weight = np.arange(27 * 128 * 9, dtype=np.float32).reshape(27, 128, 3, 3)

@@ -284,6 +284,19 @@ typedef struct UniadNarrowConv {
     int batch, channels, height, width; /* N, C, H, W */
 } UniadNarrowConv;
 
+/* relu(input weight^T + bias + residual), a 1 x 1 convolution with the end of a residual network's block, float16 with sums
+ * in float32: input (B,C), residual and out (B,O), B cells with the channels last; bias float32 (O). weight (O,C) packed as
+ * (O/32,C/16,32,16), the operands of mma.m16n8k16: pack_expand_weight in trtllm/plugin_weights.py. C is 64, 128 or 256, O a
+ * multiple of 256. */
+typedef struct UniadExpandConv {
+    const void* input;
+    const void* residual;
+    const void* weight;
+    const float* bias;
+    void* out;
+    int cells, channels, outputs; /* B, C, O */
+} UniadExpandConv;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -322,6 +335,7 @@ UNIAD_API int uniad_flatten_maps(const UniadFlattenMaps* arguments, void* stream
 UNIAD_API int uniad_sample_map(const UniadSampleMap* arguments, void* stream);
 
 UNIAD_API int uniad_narrow_conv(const UniadNarrowConv* arguments, void* stream);
+UNIAD_API int uniad_expand_conv(const UniadExpandConv* arguments, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

@@ -192,6 +192,7 @@ nvinfer1::IPluginCreator* attentionMasksCreator();
 nvinfer1::IPluginCreator* deformableAttentionCreator();
 nvinfer1::IPluginCreator* cameraAttentionCreator();
 nvinfer1::IPluginCreator* deformConvCreator();
+nvinfer1::IPluginCreator* expandConvCreator();
 nvinfer1::IPluginCreator* memoryAttentionCreator();
 nvinfer1::IPluginCreator* flattenMapCreator();
 nvinfer1::IPluginCreator* flattenLevelsCreator();

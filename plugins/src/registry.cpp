@@ -25,8 +25,8 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
          {uniad::afterCreator(), uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(),
           uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::propagateCreator(),
           uniad::rotateCreator(), uniad::memoryAttentionCreator(), uniad::attentionMasksCreator(),
-          uniad::narrowConvCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
-          uniad::normaliseImagesCreator(), uniad::flattenMapCreator(), uniad::flattenLevelsCreator(),
+          uniad::narrowConvCreator(), uniad::expandConvCreator(), uniad::occupancyCreator(),
+          uniad::addLayerNormCreator(), uniad::layerNormCreator(), uniad::normaliseImagesCreator(), uniad::flattenMapCreator(), uniad::flattenLevelsCreator(),
           uniad::sampleMapCreator(), uniad::unflattenMapCreator(), uniad::multiheadAttentionCreator(),
           uniad::maskedMultiheadAttentionCreator(), uniad::temporalInputsCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {

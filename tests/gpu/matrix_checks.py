@@ -20,6 +20,7 @@ def check_matrix_kernels(checks, library, small: bool) -> None:
     check_attention_masks(checks, library, small)
     check_occupancy(checks, library, small)
     check_narrow_conv(checks, library, small)
+    check_expand_conv(checks, library, small)
 
 
 def check_memory_attention(checks, library, small: bool) -> None:
@@ -96,3 +97,15 @@ def check_narrow_conv(checks, library, small: bool) -> None:
         checks.guarded(name, call, expected, torch.float16, bound)
         turned = {**packed, "x": packed["x"].flip(2).contiguous()}
         checks.must_differ(name, kernels.narrow_conv(library, **turned), expected)
+
+
+def check_expand_conv(checks, library, small: bool) -> None:
+    sizes = [(70, 64, 256), (200, 128, 512), (33, 256, 256), (9000, 256, 512)]
+    for size in sizes + ([] if small else [(6 * 232 * 400, 64, 256), (6 * 116 * 200, 128, 512), (34800, 256, 1024)]):
+        case = kernels.expand_conv_case(DEVICE, *size)
+        expected, packed = kernels.expand_conv_reference(**case), kernels.packed_only(case)
+        bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+        name, call = f"expanding convolution {size}", functools.partial(kernels.expand_conv, library, **packed)
+        checks.guarded(name, call, expected, torch.float16, bound)
+        turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
+        checks.must_differ(name, kernels.expand_conv(library, **turned), expected)

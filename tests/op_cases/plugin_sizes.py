@@ -64,3 +64,19 @@ def deform_conv_norm_reference(t, x, offset_mask):
 case("modulated_deform_conv2d_norm", deform_conv_norm, deform_conv_norm_reference,
      lambda x, o: deform_conv_norm(x, o, relu=False), WIDE_IMAGE,
      np.concatenate([normal(2, 18, 9, 11, scale=2.0), normal(2, 9, 9, 11)], 1), tolerance=(1e-5, 5e-3))
+END, END_WEIGHT = normal(2, 64, 9, 11), normal(256, 64, 1, 1, scale=0.12)  # of a residual network's block
+END_STATISTICS = (normal(256), uniform(0.25, 4, 256), normal(256), normal(256))
+
+
+def block_end(x, residual, **more):
+    return V.conv2d_norm(x, weight(END_WEIGHT), *(F.constant(a) for a in END_STATISTICS), residual, **more)
+
+
+def block_end_reference(t, x, residual):
+    mean, variance, gain, shift = map(t.tensor, END_STATISTICS)
+    out = t.conv2d(x, t.tensor(END_WEIGHT))
+    return (t.batch_norm(out, gain, shift, mean, variance, False, 0.0, 1e-5, False) + residual).relu()
+
+
+case("conv2d_norm of a block's end", block_end, block_end_reference, lambda x, r: block_end(x, -r), END,
+     normal(2, 256, 9, 11), tolerance=SUMS)

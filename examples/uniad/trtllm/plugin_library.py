@@ -33,6 +33,7 @@ OPERATIONS = (
     "attention_masks",
     "occupancy",
     "narrow_conv2d",
+    "conv2d_norm",
     "add_layer_norm",
     "normalise_images",
     "flatten_maps",

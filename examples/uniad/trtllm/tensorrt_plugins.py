@@ -23,6 +23,7 @@ from trtllm.plugin_weights import (
     NARROW_OUTPUTS,
     map_positions,
     pack_deform_weight,
+    pack_expand_weight,
     pack_narrow_bias,
     pack_narrow_weight,
 )
@@ -35,6 +36,7 @@ MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
 FLATTEN_LEVELS = 4  # of the image features that become rows at once: maps of UniADFlattenLevels
 HEAD_CHANNELS = (16, 32)  # of a head
+EXPAND_CHANNELS, EXPAND_OUTPUTS = (64, 128, 256), 256  # of expand_conv.cuh's kernels; a multiple of so many outputs
 # Queries and keys from which on an attention of many heads is a plugin: TensorRT fuses smaller ones with what is around
 # them, modes of one agent or slots of one track, and a launch alone takes as long as their products.
 HEADS_MIN_LENGTH = 64
@@ -45,6 +47,16 @@ NORM_MIN_ROWS = 1024  # TensorRT makes few rows' norms part of the regions aroun
 def _whole_vectors(channels: int, dtype: str) -> bool:
     """Whether so many channels are whole vectors of 16 bytes, as the kernels that move rows read them."""
     return channels * np.dtype(dtype).itemsize % 16 == 0
+
+
+def _folded_norm(weight: Tensor, mean, var, gain, shift, eps: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """A convolution's weight in float64 and bias in float32, the norm behind it in them. None: no constants."""
+    arrays = [t.array for t in (weight, mean, var, gain, shift)]
+    if any(a is None for a in arrays):
+        return None
+    weight_, mean_, var_, gain_, shift_ = (np.asarray(a, np.float64) for a in arrays)
+    scale = gain_ / np.sqrt(var_ + eps)
+    return weight_ * scale.reshape(-1, 1, 1, 1), (shift_ - mean_ * scale).astype(np.float32)
 
 
 def _half_vectors(x: Tensor) -> bool:
@@ -191,18 +203,16 @@ class PluginExecutor(TensorRTExecutor):
         self, x: Tensor, offset_mask: Tensor, weight: Tensor, mean, var, gain, shift, stride, padding, relu, eps
     ):
         """The norm goes into weight and bias, the ReLU into the kernel."""
-        arrays = [t.array for t in (weight, mean, var, gain, shift)]
-        if "modulated_deform_conv2d_norm" not in self.plugins or any(a is None for a in arrays):
-            return None
         (o, c), half = weight.shape[:2], x.dtype == "float16"
+        folded = _folded_norm(weight, mean, var, gain, shift, eps)
+        if "modulated_deform_conv2d_norm" not in self.plugins or folded is None:
+            return None
         if (c % 32 or o % 64) if half else o % 8:
             return None
-        weight_, mean_, var_, gain_, shift_ = (np.asarray(a, np.float64) for a in arrays)
-        scale = gain_ / np.sqrt(var_ + eps)
         n, _, h, w = x.shape
         layout = self.library.deform_conv_layout(n * h * w, c, o) if half else COMMON_LAYOUT
-        packed = pack_deform_weight((weight_ * scale.reshape(-1, 1, 1, 1)).astype(x.dtype), layout)
-        bias = (shift_ - mean_ * scale).astype(np.float32)
+        kernel, bias = folded
+        packed = pack_deform_weight(kernel.astype(x.dtype), layout)
         handle = self._plugin(
             "UniADDeformConv",
             "modulated_deform_conv2d",
@@ -227,6 +237,17 @@ class PluginExecutor(TensorRTExecutor):
         ]
         handle = self._plugin("UniADNarrowConv", "narrow_conv2d", inputs, "float16", outputs=outputs)
         return Tensor(handle, "float16", self.shape_of(handle))
+
+    def conv2d_norm(self, x: Tensor, weight: Tensor, mean, var, gain, shift, residual, stride, padding, relu, eps):
+        """The last convolution of a residual network's block; the norm goes into weight and bias."""
+        (o, c, *kernel), folded = weight.shape, _folded_norm(weight, mean, var, gain, shift, eps)
+        pointwise = (kernel, *stride, *padding) == ([1, 1], 1, 1, 0, 0)
+        fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % EXPAND_OUTPUTS == 0
+        if "conv2d_norm" not in self.plugins or not fits or residual is None or folded is None:
+            return None
+        packed = pack_expand_weight(folded[0].astype(x.dtype)[:, :, 0, 0])
+        inputs = [x.handle, residual.handle, self.constant(packed), self.constant(folded[1])]
+        return Tensor(self._plugin("UniADExpandConv", "conv2d_norm", inputs, x.dtype), x.dtype, residual.shape)
 
     def merge_masks(self, masks: Tensor, scores: Tensor, labels: Tensor, num_classes, quality_thresh):
         """Two outputs of their own types: one tensor for both would need a cast and slices behind it."""
