@@ -10,6 +10,7 @@ import kernel_cases as cases
 import layout_kernels
 import matrix_kernels
 import merge_kernels
+import product_kernels
 import rowwise_kernels
 import torch
 
@@ -228,20 +229,21 @@ def matrix_operations(library) -> list[Operation]:
             lambda: matrix_kernels.narrow_conv_case(DEVICE, size), call, compose, (6 * height * width, 32),
             2.0 * 6 * height * width * 27 * 9 * channels, True)  # fmt: skip
 
-    def expand(channels: int, cells: int) -> Operation:
-        outputs = 4 * channels
-
+    def product(name: str, rows: int, channels: int, outputs: int, norm: bool) -> Operation:
         def compose(case: cases.Case):
-            x, residual, weight, bias = (case[name] for name in ("x", "residual", "plain_weight", "bias"))
-            return torch.nn.functional.linear(x, weight, bias.half()).add_(residual).relu_()
+            linear = torch.nn.functional.linear(case["x"], case["plain_weight"], case["bias"].half())
+            if not norm:
+                return linear.add_(case["residual"]).relu_()
+            affine = case["gain"].half(), case["shift"].half()
+            return torch.nn.functional.layer_norm(linear.add_(case["residual"]), (outputs,), *affine)
 
         def call(library, case, out, variant):
-            matrix_kernels.expand_conv(library, **matrix_kernels.packed_only(case), out=out)
+            product_kernels.row_product(library, **matrix_kernels.packed_only(case), out=out)
 
         return Operation(
-            f"expanding convolution, {cells} x {channels} to {outputs}", None,
-            lambda: matrix_kernels.expand_conv_case(DEVICE, cells, channels, outputs), call, compose, (cells, outputs),
-            2.0 * cells * channels * outputs, True)  # fmt: skip
+            f"{name}, {rows} x {channels} to {outputs}", None,
+            lambda: product_kernels.row_product_case(DEVICE, rows, channels, outputs, norm), call, compose,
+            (rows, outputs), 2.0 * rows * channels * outputs, True)  # fmt: skip
 
     return [
         attention(800),
@@ -254,9 +256,11 @@ def matrix_operations(library) -> list[Operation]:
         heads(100, 40000, layers=4),
         narrow(256, 58, 100),
         narrow(512, 29, 50),
-        expand(64, 6 * 232 * 400),
-        expand(128, 6 * 116 * 200),
-        expand(256, 6 * 58 * 100),
+        product("end of a block", 6 * 232 * 400, 64, 256, False),
+        product("end of a block", 6 * 116 * 200, 128, 512, False),
+        product("end of a block", 6 * 58 * 100, 256, 1024, False),
+        product("product and norm of a sum", 40000, 256, 256, True),
+        product("product and norm of a sum", 40000, 512, 256, True),
         Operation(
             "masks of 100 queries, 40000 cells", None,
             lambda: matrix_kernels.attention_masks_case(DEVICE, 100, 40000, 256),

@@ -176,12 +176,13 @@ class SampleMap(ctypes.Structure):
     ]
 
 
-class ExpandConv(ctypes.Structure):
-    """UniadExpandConv."""
+class RowProduct(ctypes.Structure):
+    """UniadRowProduct."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "residual", "weight", "bias", "out")),
-        *((name, ctypes.c_int) for name in ("cells", "channels", "outputs")),
+        *((name, ctypes.c_void_p) for name in ("input", "residual", "weight", "bias", "gain", "shift", "out")),
+        *((name, ctypes.c_int) for name in ("rows", "channels", "outputs")),
+        ("eps", ctypes.c_float),
     ]
 
 

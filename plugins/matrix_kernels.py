@@ -7,9 +7,9 @@ import ctypes
 import torch
 from kernel_calls import call_kernel, pointer, poisoned
 from kernel_cases import Case
-from kernel_structures import AttentionMasks, ExpandConv, MemoryAttention, MultiheadAttention, NarrowConv, Occupancy
+from kernel_structures import AttentionMasks, MemoryAttention, MultiheadAttention, NarrowConv, Occupancy
 
-from trtllm.plugin_weights import pack_expand_weight, pack_narrow_bias, pack_narrow_weight
+from trtllm.plugin_weights import pack_narrow_bias, pack_narrow_weight
 
 
 def attention_workspace(library: ctypes.CDLL, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
@@ -290,49 +290,6 @@ def narrow_conv_reference(x, weight, bias, plain_weight, plain_bias) -> torch.Te
     return torch.nn.functional.pad(out.permute(0, 2, 3, 1), (0, 32 - len(plain_bias)))
 
 
-def expand_conv(
-    library: ctypes.CDLL,
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """relu(x weight^T + bias + residual): float16 (B,C), (B,O), packed weight, float32 (O) -> (B,O)."""
-    assert x.dtype == residual.dtype == weight.dtype == torch.float16 and bias.dtype == torch.float32
-    out = poisoned(residual.shape, x) if out is None else out
-    arguments = ExpandConv(
-        input=pointer(x),
-        residual=pointer(residual),
-        weight=pointer(weight),
-        bias=pointer(bias),
-        out=pointer(out),
-        cells=len(x),
-        channels=x.shape[1],
-        outputs=residual.shape[1],
-    )
-    call_kernel(library, "uniad_expand_conv", arguments, x)
-    return out
-
-
-def expand_conv_case(device, cells: int, channels: int, outputs: int) -> Case:
-    """With the plain weight (O,C) beside the packed one."""
-    weight = (torch.randn(outputs, channels) / channels**0.5).half()
-    tensors = {
-        "x": torch.randn(cells, channels).half(),
-        "residual": torch.randn(cells, outputs).half(),
-        "weight": torch.from_numpy(pack_expand_weight(weight.numpy())),
-        "bias": torch.randn(outputs),
-        "plain_weight": weight,
-    }
-    return {name: x.to(device) for name, x in tensors.items()}
-
-
-def expand_conv_reference(x, residual, weight, bias, plain_weight) -> torch.Tensor:
-    """float64 (B,O)."""
-    return (x.double() @ plain_weight.double().T + bias.double() + residual.double()).relu()
-
-
 def packed_only(case: Case) -> Case:
-    """The arguments of narrow_conv or of expand_conv."""
+    """The arguments of narrow_conv, or of product_kernels.row_product."""
     return {name: x for name, x in case.items() if not name.startswith("plain_")}

@@ -7,6 +7,7 @@ import subprocess
 import kernel_calls
 import kernel_cases as cases
 import matrix_kernels as kernels
+import product_kernels as products
 import pytest
 import torch
 from support import ROOT
@@ -167,17 +168,33 @@ def test_narrow_conv(library, size):
 
 
 @pytest.mark.parametrize(
-    ("cells", "channels", "outputs"), [(70, 64, 256), (200, 128, 512), (33, 256, 256), (3, 256, 256)]
+    ("rows", "channels", "outputs", "norm"),
+    [
+        (70, 64, 256, False),
+        (200, 128, 512, False),
+        (33, 256, 256, False),
+        (3, 256, 256, False),
+        (230, 256, 256, True),
+        (100, 512, 256, True),
+    ],
 )
-def test_expand_conv(library, cells, channels, outputs):
+def test_row_product(library, rows, channels, outputs, norm):
     """More tiles than stages, and none for the second worker."""
-    torch.manual_seed(cells)
-    case = kernels.expand_conv_case("cpu", cells, channels, outputs)
-    expected, packed = kernels.expand_conv_reference(**case), kernels.packed_only(case)
+    torch.manual_seed(rows)
+    case = products.row_product_case("cpu", rows, channels, outputs, norm)
+    expected, packed = products.row_product_reference(**case), kernels.packed_only(case)
     bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-    assert cases.relative_error(kernels.expand_conv(library, **packed), expected) < bound
+    assert cases.relative_error(products.row_product(library, **packed), expected) < bound
     turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
-    assert cases.relative_error(kernels.expand_conv(library, **turned), expected) > 0.1
+    assert cases.relative_error(products.row_product(library, **turned), expected) > 0.1
+
+
+def test_norm_of_a_product_with_a_large_mean(library):
+    """Sums of squares would cancel."""
+    case = products.row_product_case("cpu", 40, 256, 256, norm=True)
+    case["bias"] += 500.0
+    found = products.row_product(library, **kernels.packed_only(case))
+    assert cases.relative_error(found, products.row_product_reference(**case)) < 1e-3
 
 
 def test_sizes_that_are_refused(library):
@@ -191,10 +208,10 @@ def test_sizes_that_are_refused(library):
     with pytest.raises(RuntimeError, match="uniad_narrow_conv: error 1"):
         x = torch.zeros(1, 4, 4, 16, dtype=torch.float16)
         kernels.narrow_conv(library, x, torch.zeros(9, 32, 16, dtype=torch.float16), torch.zeros(32))
-    for channels, outputs in ((32, 256), (64, 128)):
-        with pytest.raises(RuntimeError, match="uniad_expand_conv: error 1"):
-            case = kernels.expand_conv_case("cpu", 5, channels, outputs)
-            kernels.expand_conv(library, **kernels.packed_only(case))
+    for channels, outputs, norm in ((32, 256, False), (64, 128, False), (128, 256, True), (256, 512, True)):
+        with pytest.raises(RuntimeError, match="uniad_row_product: error 1"):
+            case = products.row_product_case("cpu", 5, channels, outputs, norm)
+            products.row_product(library, **kernels.packed_only(case))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -208,7 +225,8 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "keys that are not waited for": ("multihead_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
     "a border of the wrong side": ("narrow_conv.cuh", "tiles.column(tile) - 1", "tiles.column(tile)"),
-    "a tile that is not waited for": ("expand_conv.cuh", "wait<kExpandStages - 2>()", "wait<kExpandStages - 1>()"),
+    "a tile that is not waited for": ("row_product.cuh", "wait<kStages - 2>()", "wait<kStages - 1>()"),
+    "a warp that is left out": ("row_product.cuh", "int other = 0;", "int other = 1;"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
 }
 
@@ -237,7 +255,7 @@ def test_faults_are_seen(fault, tmp_path):
     case = kernels.narrow_conv_case("cpu", (1, 64, 9, 18))
     out = kernels.narrow_conv(library, **kernels.packed_only(case))
     wrong += cases.relative_error(out, kernels.narrow_conv_reference(**case)) > 1e-2
-    case = kernels.expand_conv_case("cpu", 140, 64, 256)
-    out = kernels.expand_conv(library, **kernels.packed_only(case))
-    wrong += cases.relative_error(out, kernels.expand_conv_reference(**case)) > 1e-2
+    case = products.row_product_case("cpu", 140, 256, 256, norm=True)
+    out = products.row_product(library, **kernels.packed_only(case))
+    wrong += cases.relative_error(out, products.row_product_reference(**case)) > 1e-2
     assert wrong

@@ -284,18 +284,20 @@ typedef struct UniadNarrowConv {
     int batch, channels, height, width; /* N, C, H, W */
 } UniadNarrowConv;
 
-/* relu(input weight^T + bias + residual), a 1 x 1 convolution with the end of a residual network's block, float16 with sums
- * in float32: input (B,C), residual and out (B,O), B cells with the channels last; bias float32 (O). weight (O,C) packed as
- * (O/32,C/16,32,16), the operands of mma.m16n8k16: pack_expand_weight in trtllm/plugin_weights.py. C is 64, 128 or 256, O a
- * multiple of 256. */
-typedef struct UniadExpandConv {
+/* input weight^T + bias + residual, then a ReLU (gain NULL), or a layer norm of each row (O 256, C 256 or 512); float16 with sums in
+ * float32: input (R,C), residual and out (R,O); bias, gain and shift float32 (O). weight (O,C) packed as (O/32,C/16,32,16),
+ * the operands of mma.m16n8k16: pack_product_weight in trtllm/plugin_weights.py. C is 64, 128 or 256, O a multiple of 256. */
+typedef struct UniadRowProduct {
     const void* input;
     const void* residual;
     const void* weight;
     const float* bias;
+    const float* gain;
+    const float* shift;
     void* out;
-    int cells, channels, outputs; /* B, C, O */
-} UniadExpandConv;
+    int rows, channels, outputs; /* R, C, O */
+    float eps;
+} UniadRowProduct;
 
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
@@ -335,7 +337,9 @@ UNIAD_API int uniad_flatten_maps(const UniadFlattenMaps* arguments, void* stream
 UNIAD_API int uniad_sample_map(const UniadSampleMap* arguments, void* stream);
 
 UNIAD_API int uniad_narrow_conv(const UniadNarrowConv* arguments, void* stream);
-UNIAD_API int uniad_expand_conv(const UniadExpandConv* arguments, void* stream);
+UNIAD_API int uniad_row_product(const UniadRowProduct* arguments, void* stream);
+/* Whether uniad_row_product has a norm for so many channels, and the current device the shared memory for it: 0 or 1. */
+UNIAD_API int uniad_product_norm_runs(int channels);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

@@ -23,12 +23,14 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
     int count = 0;
     for (nvinfer1::IPluginCreator* creator :
          {uniad::afterCreator(), uniad::deformableAttentionCreator(), uniad::cameraAttentionCreator(),
-          uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(), uniad::propagateCreator(),
-          uniad::rotateCreator(), uniad::memoryAttentionCreator(), uniad::attentionMasksCreator(),
-          uniad::narrowConvCreator(), uniad::expandConvCreator(), uniad::occupancyCreator(),
-          uniad::addLayerNormCreator(), uniad::layerNormCreator(), uniad::normaliseImagesCreator(), uniad::flattenMapCreator(), uniad::flattenLevelsCreator(),
-          uniad::sampleMapCreator(), uniad::unflattenMapCreator(), uniad::multiheadAttentionCreator(),
-          uniad::maskedMultiheadAttentionCreator(), uniad::temporalInputsCreator()}) {
+          uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(),
+          uniad::propagateCreator(), uniad::rotateCreator(), uniad::memoryAttentionCreator(),
+          uniad::attentionMasksCreator(), uniad::narrowConvCreator(), uniad::expandConvCreator(),
+          uniad::linearNormCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(),
+          uniad::layerNormCreator(), uniad::normaliseImagesCreator(), uniad::flattenMapCreator(),
+          uniad::flattenLevelsCreator(), uniad::sampleMapCreator(), uniad::unflattenMapCreator(),
+          uniad::multiheadAttentionCreator(), uniad::maskedMultiheadAttentionCreator(),
+          uniad::temporalInputsCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -5,6 +5,7 @@ import functools
 
 import kernel_cases as cases
 import matrix_kernels as kernels
+import product_kernels as products
 import torch
 
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16; tests/test_matrix_kernels.py
@@ -20,7 +21,7 @@ def check_matrix_kernels(checks, library, small: bool) -> None:
     check_attention_masks(checks, library, small)
     check_occupancy(checks, library, small)
     check_narrow_conv(checks, library, small)
-    check_expand_conv(checks, library, small)
+    check_row_product(checks, library, small)
 
 
 def check_memory_attention(checks, library, small: bool) -> None:
@@ -99,13 +100,17 @@ def check_narrow_conv(checks, library, small: bool) -> None:
         checks.must_differ(name, kernels.narrow_conv(library, **turned), expected)
 
 
-def check_expand_conv(checks, library, small: bool) -> None:
-    sizes = [(70, 64, 256), (200, 128, 512), (33, 256, 256), (9000, 256, 512)]
-    for size in sizes + ([] if small else [(6 * 232 * 400, 64, 256), (6 * 116 * 200, 128, 512), (34800, 256, 1024)]):
-        case = kernels.expand_conv_case(DEVICE, *size)
-        expected, packed = kernels.expand_conv_reference(**case), kernels.packed_only(case)
+def check_row_product(checks, library, small: bool) -> None:
+    sizes = [(70, 64, 256, False), (200, 128, 512, False), (33, 256, 256, False), (9000, 256, 512, False)]
+    sizes += [(rows, channels, 256, True) for rows in (70, 9000) for channels in (256, 512)]
+    if not small:
+        sizes += [(6 * 232 * 400, 64, 256, False), (6 * 116 * 200, 128, 512, False), (34800, 256, 1024, False)]
+        sizes += [(40000, 256, 256, True), (40000, 512, 256, True)]
+    for size in sizes:
+        case = products.row_product_case(DEVICE, *size)
+        expected, packed = products.row_product_reference(**case), kernels.packed_only(case)
         bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-        name, call = f"expanding convolution {size}", functools.partial(kernels.expand_conv, library, **packed)
-        checks.guarded(name, call, expected, torch.float16, bound)
+        name = f"product of {size[:3]}{' with a norm' if size[3] else ''}"
+        checks.guarded(name, functools.partial(products.row_product, library, **packed), expected, torch.float16, bound)
         turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
-        checks.must_differ(name, kernels.expand_conv(library, **turned), expected)
+        checks.must_differ(name, products.row_product(library, **turned), expected)

@@ -75,8 +75,8 @@ class BatchNorm2d(Module):
 class LayerNorm(Module):
     """Layer normalisation of the last dimension; statistics in float32. (…,D) -> (…,D).
 
-    `residual` (…,D) is added first. Give it where there are many rows, and executors may have one operation for both;
-    of few rows the sum is as good on its own.
+    `residual` (…,D) is added first, to `projection` of x where that is given. Give them where there are many rows, and
+    executors may have one operation for all; of few rows they are as good on their own.
     """
 
     def __init__(self, features: int, eps: float = 1e-5, dtype: str | None = None):
@@ -85,7 +85,10 @@ class LayerNorm(Module):
         self.bias = Parameter((features,), dtype)
         self.features, self.eps = features, eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, projection: Linear | None = None) -> Tensor:
+        if projection is not None and residual is not None:
+            product = projection.weight.value, projection.bias.value if projection.has_bias else None
+            return V.linear_add_layer_norm(x, *product, residual, self.weight.value, self.bias.value, self.eps)
         if residual is not None:
             return V.add_layer_norm(x, residual, self.weight.value, self.bias.value, self.eps)
         return F.layer_norm(x, self.features, self.weight.value, self.bias.value, self.eps)
@@ -120,8 +123,10 @@ class FFN(Module):
         self.layers = ModuleList([Sequential(Linear(embed_dims, feedforward_channels), F.relu),
                                   Linear(feedforward_channels, embed_dims)])  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers[1](self.layers[0](x))
+    def forward(self, x: Tensor, project: bool = True) -> Tensor:
+        """(…,D) -> (…,D); or, for `project` False, (…,F), which leaves layers.1 to the caller."""
+        hidden = self.layers[0](x)  # (…,F)
+        return self.layers[1](hidden) if project else hidden
 
 
 def parts_of(keys: int) -> int:

@@ -35,6 +35,7 @@ OPERATIONS = (
     "narrow_conv2d",
     "conv2d_norm",
     "add_layer_norm",
+    "linear_add_layer_norm",
     "normalise_images",
     "flatten_maps",
     "sample_map",
@@ -48,14 +49,16 @@ class PluginLibrary(NamedTuple):
     """A loaded and registered library.
 
     `deform_conv_layout(cells, channels, outputs)` is how the convolution's fastest float16 kernel on the current GPU
-    reads its weight, for N*H*W cells of the input. `occupancy_runs(width)` is whether this GPU has the shared memory
-    that the kernel of that operation needs.
+    reads its weight, for N*H*W cells of the input. `occupancy_runs(width)` and
+    `product_norm_runs(channels)` are whether this GPU has the shared memory that the kernels of occupancy and of
+    linear_add_layer_norm need for these sizes.
     """
 
     path: pathlib.Path
     facts: dict[str, str]  # version, cuda, tensorrt, architectures; hopper: "1" where HOPPER_LAYOUT runs on this GPU
     deform_conv_layout: Callable[[int, int, int], int]
     occupancy_runs: Callable[[int], int] = lambda width: 0
+    product_norm_runs: Callable[[int], int] = lambda channels: 0
 
 
 def find_library() -> pathlib.Path | None:
@@ -128,7 +131,8 @@ def load_plugins(flavour: Flavour, path: pathlib.Path | None = None, on_device: 
     if library.uniad_register_plugins(ctypes.c_void_p(_registry(flavour))) < 0:
         raise UniADError(f"{path}: TensorRT {flavour.version} refuses its plugins: {flavour.logger.last()}")
     facts["hopper"] = str(int(library.uniad_deform_conv_layout(1, HOPPER_CHANNELS, HOPPER_OUTPUTS) == HOPPER_LAYOUT))
-    return PluginLibrary(path, facts, library.uniad_deform_conv_layout, library.uniad_occupancy_runs)
+    kernels = library.uniad_deform_conv_layout, library.uniad_occupancy_runs, library.uniad_product_norm_runs
+    return PluginLibrary(path, facts, *kernels)
 
 
 def _registry(flavour: Flavour) -> int:

@@ -43,8 +43,8 @@ def pack_narrow_weight(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.transpose(1, 3, 0, 2))
 
 
-def pack_expand_weight(weight: np.ndarray) -> np.ndarray:
-    """A matrix (O,C) as plugins/src/kernels/expand_conv.cuh holds it in registers: (O/32,C/16,32,16).
+def pack_product_weight(weight: np.ndarray) -> np.ndarray:
+    """A matrix (O,C) as plugins/src/kernels/row_product.cuh holds it in registers: (O/32,C/16,32,16).
 
     The right operands of mma.m16n8k16 (PTX ISA): lane 4g + t has, of each eight rows, row g, columns 2t and 2t + 1,
     then 2t + 8 and 2t + 9.

@@ -23,9 +23,9 @@ from trtllm.plugin_weights import (
     NARROW_OUTPUTS,
     map_positions,
     pack_deform_weight,
-    pack_expand_weight,
     pack_narrow_bias,
     pack_narrow_weight,
+    pack_product_weight,
 )
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
@@ -36,7 +36,7 @@ MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
 FLATTEN_LEVELS = 4  # of the image features that become rows at once: maps of UniADFlattenLevels
 HEAD_CHANNELS = (16, 32)  # of a head
-EXPAND_CHANNELS, EXPAND_OUTPUTS = (64, 128, 256), 256  # of expand_conv.cuh's kernels; a multiple of so many outputs
+EXPAND_CHANNELS, PRODUCT_OUTPUTS = (64, 128, 256), 256  # of row_product.cuh's kernels; multiples of so many outputs
 # Queries and keys from which on an attention of many heads is a plugin: TensorRT fuses smaller ones with what is around
 # them, modes of one agent or slots of one track, and a launch alone takes as long as their products.
 HEADS_MIN_LENGTH = 64
@@ -242,10 +242,10 @@ class PluginExecutor(TensorRTExecutor):
         """The last convolution of a residual network's block; the norm goes into weight and bias."""
         (o, c, *kernel), folded = weight.shape, _folded_norm(weight, mean, var, gain, shift, eps)
         pointwise = (kernel, *stride, *padding) == ([1, 1], 1, 1, 0, 0)
-        fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % EXPAND_OUTPUTS == 0
+        fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % PRODUCT_OUTPUTS == 0
         if "conv2d_norm" not in self.plugins or not fits or residual is None or folded is None:
             return None
-        packed = pack_expand_weight(folded[0].astype(x.dtype)[:, :, 0, 0])
+        packed = pack_product_weight(folded[0].astype(x.dtype)[:, :, 0, 0])
         inputs = [x.handle, residual.handle, self.constant(packed), self.constant(folded[1])]
         return Tensor(self._plugin("UniADExpandConv", "conv2d_norm", inputs, x.dtype), x.dtype, residual.shape)
 
@@ -308,6 +308,19 @@ class PluginExecutor(TensorRTExecutor):
         affine = [self.constant(np.asarray(a, np.float32)) for a in arrays]
         handle = self._plugin(kind, "add_layer_norm", [t.handle for t in inputs] + affine, x.dtype, eps=float(eps))
         return Tensor(handle, x.dtype, x.shape)
+
+    def linear_add_layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual, gain, shift, eps):
+        matrix, *vectors = [t.array if t is not None else None for t in (weight, bias, gain, shift)]
+        if "linear_add_layer_norm" not in self.plugins or matrix is None or any(a is None for a in vectors):
+            return None
+        outputs, channels = matrix.shape
+        fits = x.dtype == "float16" and x.ndim() == 2 and x.shape[0] >= NORM_MIN_ROWS
+        if not fits or outputs != PRODUCT_OUTPUTS or not self.library.product_norm_runs(channels):
+            return None
+        inputs = [x.handle, residual.handle, self.constant(pack_product_weight(matrix))]
+        inputs += [self.constant(np.asarray(a, np.float32)) for a in vectors]
+        handle = self._plugin("UniADLinearNorm", "linear_add_layer_norm", inputs, x.dtype, eps=float(eps))
+        return Tensor(handle, x.dtype, residual.shape)
 
     def normalise_images(self, img: Tensor, mean: Sequence[float], size: tuple[int, int], dtype: str):
         """In two steps, since plugins of 8.6 take no uint8: whole numbers up to 255 are exact in float16."""
