@@ -245,6 +245,11 @@ def matrix_operations(library) -> list[Operation]:
             lambda: product_kernels.row_product_case(DEVICE, rows, channels, outputs, norm), call, compose,
             (rows, outputs), 2.0 * rows * channels * outputs, True)  # fmt: skip
 
+    def stem_composed(case: cases.Case):
+        x, weight, bias = case["x"], case["plain_weight"], case["bias"].half()
+        out = torch.nn.functional.conv2d(x, weight, bias, stride=2, padding=3).relu_()
+        return torch.nn.functional.max_pool2d(out, 3, 2, 1)
+
     return [
         attention(800),
         attention(8),
@@ -256,6 +261,11 @@ def matrix_operations(library) -> list[Operation]:
         heads(100, 40000, layers=4),
         narrow(256, 58, 100),
         narrow(512, 29, 50),
+        Operation(
+            "stem, 6 x 928 x 1600", None, lambda: product_kernels.stem_case(DEVICE, 6, 928, 1600),
+            lambda library, case, out, variant: product_kernels.stem(
+                library, **matrix_kernels.packed_only(case), out=out),
+            stem_composed, (6, 232, 400, 64), 2.0 * 6 * 464 * 800 * 64 * 147, True),
         product("end of a block", 6 * 232 * 400, 64, 256, False),
         product("end of a block", 6 * 116 * 200, 128, 512, False),
         product("end of a block", 6 * 58 * 100, 256, 1024, False),

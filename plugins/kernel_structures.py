@@ -186,6 +186,15 @@ class RowProduct(ctypes.Structure):
     ]
 
 
+class Stem(ctypes.Structure):
+    """UniadStem."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "out")),
+        *((name, ctypes.c_int) for name in ("images", "height", "width")),
+    ]
+
+
 class NarrowConv(ctypes.Structure):
     """UniadNarrowConv."""
 

@@ -7,6 +7,7 @@
 #include "kernels/narrow_conv.cuh"
 #include "kernels/occupancy.cuh"
 #include "kernels/row_product.cuh"
+#include "kernels/stem.cuh"
 
 namespace {
 
@@ -156,6 +157,18 @@ extern "C" int uniad_row_product(const UniadRowProduct* a, void*) {
         a->channels == 64    ? row_product<64, false>(*a)
         : a->channels == 128 ? row_product<128, false>(*a)
                              : row_product<256, false>(*a);
+    }
+    return 0;
+}
+
+extern "C" int uniad_stem(const UniadStem* a, void*) {
+    if (!uniad::stem_fits(*a)) {
+        return uniad::kUnsupported;
+    }
+    constexpr int kWorkers = 2;
+    for (int worker = 0; worker < kWorkers; ++worker) {
+        host::run_block(uniad::kStemThreads, uniad::kStemSharedBytes,
+                        [&](const host::Block& block) { uniad::stem(block, *a, worker, kWorkers); });
     }
     return 0;
 }

@@ -197,6 +197,18 @@ def test_norm_of_a_product_with_a_large_mean(library):
     assert cases.relative_error(found, products.row_product_reference(**case)) < 1e-3
 
 
+@pytest.mark.parametrize("size", [(1, 28, 56), (2, 32, 64), (1, 4, 8), (1, 60, 120)])
+def test_stem(library, size):
+    """Whole tiles and parts of them; three tiles for a worker."""
+    torch.manual_seed(size[1])
+    case = products.stem_case("cpu", *size)
+    expected, packed = products.stem_reference(**case), kernels.packed_only(case)
+    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+    assert cases.relative_error(products.stem(library, **packed), expected) < bound
+    turned = {**packed, "x": packed["x"].flip(3).contiguous()}
+    assert cases.relative_error(products.stem(library, **turned), expected) > 0.1
+
+
 def test_sizes_that_are_refused(library):
     with pytest.raises(RuntimeError, match="uniad_memory_attention: error 1"):
         kernels.memory_attention(library, **kernels.memory_attention_case("cpu", 8, 100, 64))
@@ -212,6 +224,9 @@ def test_sizes_that_are_refused(library):
         with pytest.raises(RuntimeError, match="uniad_row_product: error 1"):
             case = products.row_product_case("cpu", 5, channels, outputs, norm)
             products.row_product(library, **kernels.packed_only(case))
+    for height, width in ((30, 64), (32, 60)):
+        with pytest.raises(RuntimeError, match="uniad_stem: error 1"):
+            products.stem(library, **kernels.packed_only(products.stem_case("cpu", 1, height, width)))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -227,6 +242,8 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "a border of the wrong side": ("narrow_conv.cuh", "tiles.column(tile) - 1", "tiles.column(tile)"),
     "a tile that is not waited for": ("row_product.cuh", "wait<kStages - 2>()", "wait<kStages - 1>()"),
     "a warp that is left out": ("row_product.cuh", "int other = 0;", "int other = 1;"),
+    "a column beside": ("stem.cuh", "2 * column + 2 + lane", "2 * column + lane"),
+    "results beyond the border": ("stem.cuh", "y < 2 * rows && x >= 0", "y < 2 * rows"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
 }
 
@@ -258,4 +275,7 @@ def test_faults_are_seen(fault, tmp_path):
     case = products.row_product_case("cpu", 140, 256, 256, norm=True)
     out = products.row_product(library, **kernels.packed_only(case))
     wrong += cases.relative_error(out, products.row_product_reference(**case)) > 1e-2
+    case = products.stem_case("cpu", 1, 32, 64)
+    out = products.stem(library, **kernels.packed_only(case))
+    wrong += cases.relative_error(out, products.stem_reference(**case)) > 1e-2
     assert wrong

@@ -337,6 +337,20 @@ def test_product_and_norm():
     assert run() is None
 
 
+def test_stem():
+    """Of 64 outputs and of images whose sizes are whole vectors; all else is a convolution and a pooling."""
+    executor = RecordingExecutor(OPERATIONS)
+
+    def run(outputs=64, dtype="float16", size=(900, 1600)):
+        statistics = [tensor("float32", outputs, array=np.ones(outputs, np.float32)) for _ in range(4)]
+        kernel = tensor(dtype, outputs, 3, 7, 7, array=np.ones((outputs, 3, 7, 7), dtype))
+        return executor.stem(tensor(dtype, 6, 3, *size), kernel, *statistics, 1e-5)
+
+    assert run().shape == (6, 64, 225, 400)
+    assert executor.recorded == [("UniADStem", [(6, 3, 900, 1600), (2, 11, 32, 16), (64,)], {})]
+    assert all(run(**other) is None for other in ({"outputs": 32}, {"dtype": "float32"}, {"size": (902, 1600)}))
+
+
 def test_packed_weight_of_a_product():
     """Row and column of a lane's number: the operand of mma.m16n8k16."""
     weight = np.arange(512 * 64, dtype=np.float32).reshape(512, 64)

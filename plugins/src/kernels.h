@@ -299,6 +299,17 @@ typedef struct UniadRowProduct {
     float eps;
 } UniadRowProduct;
 
+/* The start of a residual network, float16 with sums in float32: a 7 x 7 convolution with stride 2 and padding 3, bias, ReLU,
+ * 3 x 3 max pooling with stride 2 and padding 1. input (N,3,H,W), planes; weight (64,3,7,7) packed as (2,11,32,16):
+ * pack_stem_weight in trtllm/plugin_weights.py; bias float32 (64); out (N,H/4,W/4,64). H is a multiple of 4, W of 8. */
+typedef struct UniadStem {
+    const void* input;
+    const void* weight;
+    const float* bias;
+    void* out;
+    int images, height, width; /* N, H, W */
+} UniadStem;
+
 /* `variant` 0 is the one the plugins use; others differ in speed only and exist in libraries built with
  * UNIAD_VARIANTS (see plugins/build.sh). */
 UNIAD_API int uniad_deformable_attention(const UniadDeformableAttention* arguments, int type, int variant,
@@ -337,6 +348,7 @@ UNIAD_API int uniad_flatten_maps(const UniadFlattenMaps* arguments, void* stream
 UNIAD_API int uniad_sample_map(const UniadSampleMap* arguments, void* stream);
 
 UNIAD_API int uniad_narrow_conv(const UniadNarrowConv* arguments, void* stream);
+UNIAD_API int uniad_stem(const UniadStem* arguments, void* stream);
 UNIAD_API int uniad_row_product(const UniadRowProduct* arguments, void* stream);
 /* Whether uniad_row_product has a norm for so many channels, and the current device the shared memory for it: 0 or 1. */
 UNIAD_API int uniad_product_norm_runs(int channels);

@@ -210,6 +210,7 @@ nvinfer1::IPluginCreator* addLayerNormCreator();
 nvinfer1::IPluginCreator* layerNormCreator();
 nvinfer1::IPluginCreator* linearNormCreator();
 nvinfer1::IPluginCreator* normaliseImagesCreator();
+nvinfer1::IPluginCreator* stemCreator();
 nvinfer1::IPluginCreator* temporalInputsCreator();
 
 }  // namespace uniad

@@ -30,7 +30,7 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
           uniad::layerNormCreator(), uniad::normaliseImagesCreator(), uniad::flattenMapCreator(),
           uniad::flattenLevelsCreator(), uniad::sampleMapCreator(), uniad::unflattenMapCreator(),
           uniad::multiheadAttentionCreator(), uniad::maskedMultiheadAttentionCreator(),
-          uniad::temporalInputsCreator()}) {
+          uniad::temporalInputsCreator(), uniad::stemCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -22,6 +22,7 @@ def check_matrix_kernels(checks, library, small: bool) -> None:
     check_occupancy(checks, library, small)
     check_narrow_conv(checks, library, small)
     check_row_product(checks, library, small)
+    check_stem(checks, library, small)
 
 
 def check_memory_attention(checks, library, small: bool) -> None:
@@ -114,3 +115,14 @@ def check_row_product(checks, library, small: bool) -> None:
         checks.guarded(name, functools.partial(products.row_product, library, **packed), expected, torch.float16, bound)
         turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
         checks.must_differ(name, products.row_product(library, **turned), expected)
+
+
+def check_stem(checks, library, small: bool) -> None:
+    for size in [(1, 28, 56), (2, 32, 64), (1, 4, 8), (3, 256, 704)] + ([] if small else [(6, 928, 1600)]):
+        case = products.stem_case(DEVICE, *size)
+        expected, packed = products.stem_reference(**case), kernels.packed_only(case)
+        bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+        name, call = f"stem of {size}", functools.partial(products.stem, library, **packed)
+        checks.guarded(name, call, expected, torch.float16, bound)
+        turned = {**packed, "x": packed["x"].flip(3).contiguous()}
+        checks.must_differ(name, products.stem(library, **turned), expected)

@@ -96,3 +96,18 @@ def product_norm_reference(t, x, residual):
 
 case("linear_add_layer_norm", product_norm, product_norm_reference, lambda x, r: product_norm(x, r, AFFINE[::-1]), ROWS,
      normal(1030, 256), tolerance=SUMS)
+STEM_IMAGE, STEM_WEIGHT = normal(2, 3, 20, 24), normal(64, 3, 7, 7, scale=0.08)
+
+
+def stem(x, flipped=False):
+    statistics = (F.constant(a) for a in WIDE_STATISTICS)
+    return V.stem(x, weight(STEM_WEIGHT[..., ::-1].copy() if flipped else STEM_WEIGHT), *statistics)
+
+
+def stem_reference(t, x):
+    mean, variance, gain, shift = map(t.tensor, WIDE_STATISTICS)
+    out = t.conv2d(x, t.tensor(STEM_WEIGHT), None, 2, 3)
+    return t.max_pool2d(t.batch_norm(out, gain, shift, mean, variance, False, 0.0, 1e-5, False).relu(), 3, 2, 1)
+
+
+case("stem", stem, stem_reference, lambda x: stem(x, True), STEM_IMAGE, tolerance=SUMS)

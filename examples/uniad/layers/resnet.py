@@ -118,7 +118,7 @@ class ResNet(Module):
     def __init__(self, config: UniADConfig):
         super().__init__()
         channels = config.backbone_base_channels
-        self.conv1 = Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        self.conv1 = Conv2d(3, channels, 7, stride=2, padding=3, bias=False)  # as vision.stem has it
         self.bn1 = BatchNorm2d(channels)
         in_channels = channels
         self.stages: list[Sequential] = []
@@ -134,8 +134,9 @@ class ResNet(Module):
             self.stages.append(stage)
 
     def forward(self, img: Tensor) -> list[Tensor]:
-        x = conv_norm(img, self.conv1, self.bn1)  # (6,C,H/2,W/2)
-        x = V.max_pool2d(x, kernel_size=3, stride=2, padding=1)  # (6,C,H/4,W/4)
+        norm = self.bn1
+        statistics = norm.running_mean.value, norm.running_var.value, norm.weight.value, norm.bias.value
+        x = V.stem(img, self.conv1.weight.value, *statistics)  # (6,C,H/4,W/4)
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(x)  # (6,4*C*2^i,H/2^(i+2),W/2^(i+2))

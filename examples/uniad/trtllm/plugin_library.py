@@ -34,6 +34,7 @@ OPERATIONS = (
     "occupancy",
     "narrow_conv2d",
     "conv2d_norm",
+    "stem",
     "add_layer_norm",
     "linear_add_layer_norm",
     "normalise_images",

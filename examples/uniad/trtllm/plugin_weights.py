@@ -54,6 +54,16 @@ def pack_product_weight(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(parts.transpose(0, 3, 2, 5, 1, 4, 6)).reshape(o // 32, c // 16, 32, 16)
 
 
+def pack_stem_weight(weight: np.ndarray) -> np.ndarray:
+    """A 7x7 kernel (64,3,7,7) as plugins/src/kernels/stem.cuh holds it in registers: (2,11,32,16).
+
+    As pack_product_weight of (64,176): for each row of the window and each plane, a zero and the row's seven numbers.
+    """
+    rows = np.zeros((weight.shape[0], 22, 8), weight.dtype)
+    rows[:, :21, 1:] = weight.transpose(0, 2, 1, 3).reshape(-1, 21, 7)  # (O,7*3,7)
+    return pack_product_weight(rows.reshape(-1, 176))
+
+
 def pack_narrow_bias(bias: np.ndarray) -> np.ndarray:
     """float32 (32), zeros behind the outputs."""
     packed = np.zeros(NARROW_OUTPUTS, np.float32)

@@ -26,6 +26,7 @@ from trtllm.plugin_weights import (
     pack_narrow_bias,
     pack_narrow_weight,
     pack_product_weight,
+    pack_stem_weight,
 )
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour
@@ -36,6 +37,7 @@ MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
 FLATTEN_LEVELS = 4  # of the image features that become rows at once: maps of UniADFlattenLevels
 HEAD_CHANNELS = (16, 32)  # of a head
+STEM_WEIGHT = (64, 3, 7, 7)
 EXPAND_CHANNELS, PRODUCT_OUTPUTS = (64, 128, 256), 256  # of row_product.cuh's kernels; multiples of so many outputs
 # Queries and keys from which on an attention of many heads is a plugin: TensorRT fuses smaller ones with what is around
 # them, modes of one agent or slots of one track, and a launch alone takes as long as their products.
@@ -248,6 +250,14 @@ class PluginExecutor(TensorRTExecutor):
         packed = pack_product_weight(folded[0].astype(x.dtype)[:, :, 0, 0])
         inputs = [x.handle, residual.handle, self.constant(packed), self.constant(folded[1])]
         return Tensor(self._plugin("UniADExpandConv", "conv2d_norm", inputs, x.dtype), x.dtype, residual.shape)
+
+    def stem(self, x: Tensor, weight: Tensor, mean, var, gain, shift, eps):
+        (n, _, h, w), folded = x.shape, _folded_norm(weight, mean, var, gain, shift, eps)
+        fits = x.dtype == "float16" and weight.shape == STEM_WEIGHT and h % 4 == 0 and w % 8 == 0
+        if "stem" not in self.plugins or not fits or folded is None:
+            return None
+        inputs = [x.handle, self.constant(pack_stem_weight(folded[0].astype(x.dtype))), self.constant(folded[1])]
+        return Tensor(self._plugin("UniADStem", "stem", inputs, x.dtype), x.dtype, (n, len(folded[1]), h // 4, w // 4))
 
     def merge_masks(self, masks: Tensor, scores: Tensor, labels: Tensor, num_classes, quality_thresh):
         """Two outputs of their own types: one tensor for both would need a cast and slices behind it."""

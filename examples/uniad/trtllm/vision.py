@@ -166,6 +166,27 @@ def conv2d_norm(
     return F.relu(out) if relu else out
 
 
+def stem(
+    input: Tensor,
+    weight: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The start of a residual network: 7x7 convolution with stride 2, norm, ReLU, 3x3 max pooling with stride 2.
+
+    (N,3,H,W) with weight (O,3,7,7) -> (N,O,H/4,W/4), rounded up twice.
+    """
+    custom = offered("stem", input, weight, running_mean, running_var, gain, shift, eps=eps)
+    if custom is not None:
+        return custom
+    statistics = running_mean, running_var, gain, shift
+    out = conv2d_norm(input, weight, *statistics, stride=(2, 2), padding=(3, 3), eps=eps)  # (N,O,H/2,W/2)
+    return max_pool2d(out, kernel_size=3, stride=2, padding=1)  # (N,O,H/4,W/4)
+
+
 def narrow_conv2d(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution with few outputs, stride 1 and padding 1: (N,C,H,W), (O,C,3,3) and (O) -> (N,O,H,W)."""
     custom = offered("narrow_conv2d", input, weight, bias)
