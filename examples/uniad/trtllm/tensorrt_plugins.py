@@ -1,12 +1,11 @@
 """The executor that puts the plugin library's operations in a network."""
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from errors import UniADError
+from trtllm.convolution_plugins import PRODUCT_OUTPUTS, ConvolutionPlugins
 from trtllm.network import FLOATS, Tensor
 from trtllm.plugin_library import (
     MAX_LEVELS,
@@ -15,30 +14,17 @@ from trtllm.plugin_library import (
     MERGE_MAX_PIXELS,
     NORM_MAX_CHANNELS,
     OCCUPANCY_MAX_INSTANCES,
-    PluginLibrary,
 )
 from trtllm.plugin_weights import (
-    COMMON_LAYOUT,
-    NARROW_CHANNELS,
-    NARROW_OUTPUTS,
     map_positions,
-    pack_deform_weight,
-    pack_narrow_bias,
-    pack_narrow_weight,
     pack_product_weight,
-    pack_stem_weight,
 )
-from trtllm.tensorrt_executor import TensorRTExecutor
-from trtllm.tensorrt_flavours import Flavour
-from trtllm.tensorrt_layers import NativeLayers
 
 WIDTHS = (128, 256)  # of rows, in the kernels that multiply on tensor cores
 MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
 MANY_CELLS = 1024  # of a memory; fewer are attended to inside of a compiled region
 FLATTEN_LEVELS = 4  # of the image features that become rows at once: maps of UniADFlattenLevels
 HEAD_CHANNELS = (16, 32)  # of a head
-STEM_WEIGHT = (64, 3, 7, 7)
-EXPAND_CHANNELS, PRODUCT_OUTPUTS = (64, 128, 256), 256  # of row_product.cuh's kernels; multiples of so many outputs
 # Queries and keys from which on an attention of many heads is a plugin: TensorRT fuses smaller ones with what is around
 # them, modes of one agent or slots of one track, and a launch alone takes as long as their products.
 HEADS_MIN_LENGTH = 64
@@ -51,60 +37,17 @@ def _whole_vectors(channels: int, dtype: str) -> bool:
     return channels * np.dtype(dtype).itemsize % 16 == 0
 
 
-def _folded_norm(weight: Tensor, mean, var, gain, shift, eps: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """A convolution's weight in float64 and bias in float32, the norm behind it in them. None: no constants."""
-    arrays = [t.array for t in (weight, mean, var, gain, shift)]
-    if any(a is None for a in arrays):
-        return None
-    weight_, mean_, var_, gain_, shift_ = (np.asarray(a, np.float64) for a in arrays)
-    scale = gain_ / np.sqrt(var_ + eps)
-    return weight_ * scale.reshape(-1, 1, 1, 1), (shift_ - mean_ * scale).astype(np.float32)
-
-
 def _half_vectors(x: Tensor) -> bool:
     """The same of maps (N,D,h,w) or rows (R,D), which must be float16."""
     return x.dtype == "float16" and _whole_vectors(x.shape[1], x.dtype)
 
 
-class PluginExecutor(TensorRTExecutor):
+class PluginExecutor(ConvolutionPlugins):
     """The TensorRT executor with plugins for the operations named in `plugins`.
 
     An operation whose sizes no kernel was built for is built from the composition, as all others are. `library` is the
     one whose plugins these are.
     """
-
-    def __init__(
-        self,
-        network: Any,
-        flavour: Flavour,
-        plugins: Collection[str],
-        library: PluginLibrary,
-        layers: NativeLayers | None = None,
-    ):
-        super().__init__(network, flavour, layers)
-        self.plugins = frozenset(plugins)
-        self.library = library
-
-    def _plugin(self, kind: str, name: str, inputs: Sequence[Any], *dtypes: str, **attributes):
-        """A plugin layer; `dtypes` are the types of its outputs. Attributes are whole numbers, or floats."""
-        trt = self.flavour.trt
-        registry = trt.get_plugin_registry()
-        get_creator = getattr(registry, "get_plugin_creator", None) or registry.get_creator
-        creator = get_creator(kind, "1", "")
-        if creator is None:
-            raise UniADError(f"{self._path}: no plugin {kind}: load_plugins() comes first")
-        attributes["half"] = int(dtypes[0] == "float16")
-        arrays = {key: np.ascontiguousarray(value).reshape(-1) for key, value in attributes.items()}
-        arrays = {key: a.astype(np.float32 if a.dtype.kind == "f" else np.int32) for key, a in arrays.items()}
-        kinds = {key: getattr(trt.PluginFieldType, array.dtype.name.upper()) for key, array in arrays.items()}
-        fields = [trt.PluginField(key, array, kinds[key]) for key, array in arrays.items()]
-        plugin = creator.create_plugin(name, trt.PluginFieldCollection(fields))
-        if plugin is None:
-            raise UniADError(f"{self._path}: plugin {kind} refuses {attributes}")
-        return self._add(self.network.add_plugin_v2(list(inputs), plugin), name, *dtypes)
-
-    def _as(self, x: Tensor, dtype: str):
-        return x.handle if x.dtype == dtype else self.cast(x.handle, x.dtype, dtype)
 
     def _as_int32(self, x: Tensor):
         """The same flags in every layer: cast once."""
@@ -200,64 +143,6 @@ class PluginExecutor(TensorRTExecutor):
             grid_width=side if side * side == queries else 0,  # a square map's columns; matters for speed only
         )
         return Tensor(handle, value.dtype, self.shape_of(handle))
-
-    def modulated_deform_conv2d_norm(
-        self, x: Tensor, offset_mask: Tensor, weight: Tensor, mean, var, gain, shift, stride, padding, relu, eps
-    ):
-        """The norm goes into weight and bias, the ReLU into the kernel."""
-        (o, c), half = weight.shape[:2], x.dtype == "float16"
-        folded = _folded_norm(weight, mean, var, gain, shift, eps)
-        if "modulated_deform_conv2d_norm" not in self.plugins or folded is None:
-            return None
-        if (c % 32 or o % 64) if half else o % 8:
-            return None
-        n, _, h, w = x.shape
-        layout = self.library.deform_conv_layout(n * h * w, c, o) if half else COMMON_LAYOUT
-        kernel, bias = folded
-        packed = pack_deform_weight(kernel.astype(x.dtype), layout)
-        handle = self._plugin(
-            "UniADDeformConv",
-            "modulated_deform_conv2d",
-            [x.handle, self._as(offset_mask, x.dtype), self.constant(packed), self.constant(bias)],
-            x.dtype,
-            stride=stride,
-            padding=padding,
-            relu=int(relu),
-            layout=layout,
-        )
-        return Tensor(handle, x.dtype, self.shape_of(handle))
-
-    def narrow_conv2d(self, x: Tensor, weight: Tensor, bias: Tensor):
-        outputs, channels = weight.shape[:2]
-        fits = x.dtype == "float16" and channels % NARROW_CHANNELS == 0 and 24 < outputs <= NARROW_OUTPUTS
-        if "narrow_conv2d" not in self.plugins or not fits or weight.array is None or bias.array is None:
-            return None
-        inputs = [
-            x.handle,
-            self.constant(pack_narrow_weight(weight.array)),
-            self.constant(pack_narrow_bias(bias.array)),
-        ]
-        handle = self._plugin("UniADNarrowConv", "narrow_conv2d", inputs, "float16", outputs=outputs)
-        return Tensor(handle, "float16", self.shape_of(handle))
-
-    def conv2d_norm(self, x: Tensor, weight: Tensor, mean, var, gain, shift, residual, stride, padding, relu, eps):
-        """The last convolution of a residual network's block; the norm goes into weight and bias."""
-        (o, c, *kernel), folded = weight.shape, _folded_norm(weight, mean, var, gain, shift, eps)
-        pointwise = (kernel, *stride, *padding) == ([1, 1], 1, 1, 0, 0)
-        fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % PRODUCT_OUTPUTS == 0
-        if "conv2d_norm" not in self.plugins or not fits or residual is None or folded is None:
-            return None
-        packed = pack_product_weight(folded[0].astype(x.dtype)[:, :, 0, 0])
-        inputs = [x.handle, residual.handle, self.constant(packed), self.constant(folded[1])]
-        return Tensor(self._plugin("UniADExpandConv", "conv2d_norm", inputs, x.dtype), x.dtype, residual.shape)
-
-    def stem(self, x: Tensor, weight: Tensor, mean, var, gain, shift, eps):
-        (n, _, h, w), folded = x.shape, _folded_norm(weight, mean, var, gain, shift, eps)
-        fits = x.dtype == "float16" and weight.shape == STEM_WEIGHT and h % 4 == 0 and w % 8 == 0
-        if "stem" not in self.plugins or not fits or folded is None:
-            return None
-        inputs = [x.handle, self.constant(pack_stem_weight(folded[0].astype(x.dtype))), self.constant(folded[1])]
-        return Tensor(self._plugin("UniADStem", "stem", inputs, x.dtype), x.dtype, (n, len(folded[1]), h // 4, w // 4))
 
     def merge_masks(self, masks: Tensor, scores: Tensor, labels: Tensor, num_classes, quality_thresh):
         """Two outputs of their own types: one tensor for both would need a cast and slices behind it."""
