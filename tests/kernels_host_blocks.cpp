@@ -129,7 +129,7 @@ extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void*) {
     if (!uniad::narrow_fits(*a)) {
         return uniad::kUnsupported;
     }
-    const int count = uniad::NarrowTiles(*a).count, tiles = uniad::narrow_tiles_of_block(count, 2, 227 << 10);
+    const int count = uniad::narrow_tiles(*a).count, tiles = uniad::narrow_tiles_of_block(count, {2, 228 << 10, 227 << 10});
     tiles == 1 ? narrow_conv<1>(*a, count) : tiles == 2 ? narrow_conv<2>(*a, count) : narrow_conv<3>(*a, count);
     return 0;
 }

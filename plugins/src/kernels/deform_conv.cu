@@ -7,6 +7,7 @@
 
 #include "conv_device.cuh"
 #include "deform_conv_sm90.cuh"
+#include "launch.cuh"
 
 namespace {
 
@@ -223,15 +224,9 @@ int launch(const UniadDeformConv& a, cudaStream_t stream) {
     if (a.out_channels % Tile::kOutputs != 0) {
         return cudaErrorInvalidValue;
     }
-    const cudaError_t error =
-        cudaFuncSetAttribute(deform_conv_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kShared);
-    if (error != cudaSuccess) {
-        return error;
-    }
     const int pixels = a.batch * a.out_height * a.out_width;
-    const dim3 grid((pixels + Tile::kPixels - 1) / Tile::kPixels, a.out_channels / Tile::kOutputs);
-    deform_conv_kernel<Tile><<<grid, Tile::kThreads, Tile::kShared, stream>>>(a);
-    return cudaGetLastError();
+    const dim3 grid(uniad::blocks_of(pixels, Tile::kPixels), a.out_channels / Tile::kOutputs);
+    return uniad::launch_blocks(deform_conv_kernel<Tile>, grid, Tile::kThreads, Tile::kShared, stream, a);
 }
 
 // The tiles that the plugin chooses from; the last one where the channels divide by none of the others.
@@ -246,16 +241,8 @@ constexpr uniad::TileSize size_of(int percent) {
 }
 
 int launch_cheapest(const UniadDeformConv& a, cudaStream_t stream) {
-    int device = 0;
-    uniad::Processors gpu = {};
-    cudaError_t error = cudaGetDevice(&device);
-    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-        error = error == cudaSuccess ? cudaDeviceGetAttribute(&value, attribute, device) : error;
-    };
-    ask(gpu.count, cudaDevAttrMultiProcessorCount);
-    ask(gpu.shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-    ask(gpu.shared_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    if (error != cudaSuccess) {
+    uniad::Processors gpu{};
+    if (const cudaError_t error = uniad::ask_processors(gpu); error != cudaSuccess) {
         return error;
     }
     const int64_t pixels = static_cast<int64_t>(a.batch) * a.out_height * a.out_width;

@@ -126,9 +126,6 @@ struct TileSize {
     int pixels, outputs, shared, resident;  // shared: bytes of a block; resident: blocks at a time its registers allow
     int percent;  // measured time for a pixel and channel, relative to the fastest tile's
 };
-struct Processors {
-    int count, shared, shared_of_block;  // bytes of shared memory: of a processor, of one block
-};
 constexpr int kReservedShared = 1024;  // bytes that the system takes of each block's
 
 /// Pixels x channels that the busiest processor multiplies, one block after the other, in the fastest tile's hundredths;

@@ -12,6 +12,7 @@
 #include "conv_device.cuh"
 #include "deform_conv_sm90.cuh"
 #include "hopper.cuh"
+#include "launch.cuh"
 
 #if !defined(UNIAD_SM90A)
 #pragma nv_diag_suppress 177  // an empty kernel leaves the constants unused
@@ -362,20 +363,19 @@ int launch_deform_conv_sm90(const UniadDeformConv& a, cudaStream_t stream) {
     }
     constexpr int kProcessorShared = 228 << 10, kReserved = 1 << 10;
     constexpr int kPercent = ((kShared + 2 * kReserved) * 100 + kProcessorShared - 1) / kProcessorShared;
-    int device = 0, processors = 0;
-    cudaError_t error = cudaGetDevice(&device);
+    uniad::Processors gpu{};
+    cudaError_t error = uniad::ask_processors(gpu);
     const auto then = [&](auto&& call) { error = error == cudaSuccess ? call() : error; };
     const auto set = [](cudaFuncAttribute attribute, int value) {
         return cudaFuncSetAttribute(deform_conv_kernel, attribute, value);
     };
-    then([&] { return cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device); });
     then([&] { return set(cudaFuncAttributeMaxDynamicSharedMemorySize, kShared); });
     then([&] { return set(cudaFuncAttributePreferredSharedMemoryCarveout, kPercent); });  // the rest is L1
     if (error != cudaSuccess) {
         return error;
     }
     const int count = tiles_of(a).count;
-    deform_conv_kernel<<<count < processors ? count : processors, kThreads, kShared, stream>>>(a);
+    deform_conv_kernel<<<count < gpu.count ? count : gpu.count, kThreads, kShared, stream>>>(a);
     return cudaGetLastError();
 }
 

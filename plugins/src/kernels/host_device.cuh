@@ -44,6 +44,11 @@ UNIAD_HD half_t from_float<half_t>(float x) {
 #endif
 }
 
+/// Of a GPU.
+struct Processors {
+    int count, shared, shared_of_block;  // bytes of shared memory: of a processor, of one block
+};
+
 /// How many vectors of 16 bytes so many channels of `type` (UniadType: 0 is float) are; 0 where they are not whole ones.
 inline int whole_vectors(int channels, int type) {
     const int bytes = channels * static_cast<int>(type == 0 ? sizeof(float) : sizeof(half_t));

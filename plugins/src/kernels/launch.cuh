@@ -12,6 +12,29 @@ namespace uniad {
 /// How many blocks of `size` hold `count`.
 inline unsigned blocks_of(int64_t count, int size) { return static_cast<unsigned>((count + size - 1) / size); }
 
+/// Those of the current GPU.
+inline cudaError_t ask_processors(Processors& gpu) {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+        error = error == cudaSuccess ? cudaDeviceGetAttribute(&value, attribute, device) : error;
+    };
+    ask(gpu.count, cudaDevAttrMultiProcessorCount);
+    ask(gpu.shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(gpu.shared_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    return error;
+}
+
+/// Whether a block on the current GPU can have so many bytes of shared memory.
+inline bool block_has_shared(int bytes) {
+    Processors gpu{};
+    if (ask_processors(gpu) != cudaSuccess) {
+        cudaGetLastError();  // a failed query must not be taken for a later launch's failure
+        return false;
+    }
+    return gpu.shared_of_block >= bytes;
+}
+
 /// Blocks with `shared` bytes of dynamic shared memory, of which a kernel has 48 KB at most unless it asks for more.
 template <typename... Parameters>
 int launch_blocks(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream,

@@ -23,18 +23,12 @@ extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void* stream) {
     if (!uniad::narrow_fits(*a)) {
         return uniad::kUnsupported;
     }
-    int device = 0, processors = 0, bytes = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-        error = error == cudaSuccess ? cudaDeviceGetAttribute(&value, attribute, device) : error;
-    };
-    ask(processors, cudaDevAttrMultiProcessorCount);
-    ask(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    if (error != cudaSuccess) {
+    uniad::Processors gpu{};
+    if (const cudaError_t error = uniad::ask_processors(gpu); error != cudaSuccess) {
         return error;
     }
-    const int count = uniad::NarrowTiles(*a).count;
-    switch (uniad::narrow_tiles_of_block(count, processors, static_cast<unsigned>(bytes))) {
+    const int count = uniad::narrow_tiles(*a).count;
+    switch (uniad::narrow_tiles_of_block(count, gpu)) {
         case 1: return launch<1>(*a, count, stream);
         case 2: return launch<2>(*a, count, stream);
         default: return launch<3>(*a, count, stream);

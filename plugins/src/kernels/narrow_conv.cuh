@@ -29,23 +29,15 @@ UNIAD_HD bool narrow_fits(const UniadNarrowConv& a) {
            size <= 2147483647.0;  // elements are counted in int
 }
 
-/// Tiles of all images, image by image and row by row.
-struct NarrowTiles {
-    int across, of_image, count;
+UNIAD_HD MapTiles<kNarrowRows, kNarrowColumns> narrow_tiles(const UniadNarrowConv& a) {
+    return {a.batch, a.height, a.width};
+}
 
-    UNIAD_HD explicit NarrowTiles(const UniadNarrowConv& a)
-        : across((a.width + kNarrowColumns - 1) / kNarrowColumns),
-          of_image((a.height + kNarrowRows - 1) / kNarrowRows * across),
-          count(of_image * a.batch) {}
-    UNIAD_HD int row(int tile) const { return tile % of_image / across * kNarrowRows; }
-    UNIAD_HD int column(int tile) const { return tile % of_image % across * kNarrowColumns; }
-};
-
-/// How many of `count` tiles a block should have, on a GPU with so many processors and bytes of shared memory for a block:
-/// as few as make no more blocks than processors, and 3 at most.
-UNIAD_HD int narrow_tiles_of_block(int count, int processors, unsigned shared) {
+/// How many of `count` tiles a block should have: as few as make no more blocks than processors, and 3 at most.
+inline int narrow_tiles_of_block(int count, const Processors& gpu) {
+    const auto shared = static_cast<unsigned>(gpu.shared_of_block);
     int tiles = 1;
-    while (tiles < 3 && (count + tiles - 1) / tiles > processors && narrow_shared_bytes(tiles + 1) <= shared) {
+    while (tiles < 3 && (count + tiles - 1) / tiles > gpu.count && narrow_shared_bytes(tiles + 1) <= shared) {
         ++tiles;
     }
     return tiles;
@@ -57,7 +49,7 @@ UNIAD_DEVICE void narrow_conv(const Block& block, const UniadNarrowConv& a, int 
     constexpr int kThreads = narrow_threads(kTiles), kCopies = kTiles * kNarrowHalo * kNarrowVectors;
     constexpr int kOwn = (kCopies + kThreads - 1) / kThreads;  // vectors of the tiles that a thread copies in each stage
     const int thread = block.thread(), lane = thread % 32, warp = thread / 32;
-    const NarrowTiles tiles(a);
+    const auto tiles = narrow_tiles(a);
     const auto* const input = static_cast<const half_t*>(a.input);
 
     int from[kOwn];  // elements; -1: outside
@@ -68,7 +60,7 @@ UNIAD_DEVICE void narrow_conv(const Block& block, const UniadNarrowConv& a, int 
         const int y = tiles.row(tile) - 1 + cell / kNarrowHaloColumns;
         const int x = tiles.column(tile) - 1 + cell % kNarrowHaloColumns;
         const bool real = tile < tiles.count && y >= 0 && y < a.height && x >= 0 && x < a.width;
-        const int pixel = (tile / tiles.of_image * a.height + y) * a.width + x;
+        const int pixel = (tiles.map(tile) * a.height + y) * a.width + x;
         from[i] = real ? pixel * a.channels + copy % kNarrowVectors * 8 : -1;
     }
     const auto begin = [&](int stage) {  // 32 channels
@@ -158,7 +150,7 @@ UNIAD_DEVICE void narrow_conv(const Block& block, const UniadNarrowConv& a, int 
             if (y >= a.height || x >= a.width) {
                 continue;
             }
-            const int64_t pixel = (static_cast<int64_t>((first + tile) / tiles.of_image) * a.height + y) * a.width + x;
+            const int64_t pixel = (static_cast<int64_t>(tiles.map(first + tile)) * a.height + y) * a.width + x;
             half_t* const out = static_cast<half_t*>(a.out) + pixel * kNarrowOutputs + lane % 4 * 2;
             const float* const bias = a.bias + lane % 4 * 2;
 #pragma unroll

@@ -24,14 +24,8 @@ int launch(const UniadOccupancy& a, void* stream) {
 }  // namespace
 
 extern "C" int uniad_occupancy_runs(int width) {
-    int device = 0, bytes = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
-        cudaGetLastError();  // a failed query must not be taken for a later launch's failure
-        return 0;
-    }
-    return (width == 256 && bytes >= uniad::occupancy_shared_bytes<256>()) ||
-           (width == 128 && bytes >= uniad::occupancy_shared_bytes<128>());
+    return (width == 256 && uniad::block_has_shared(uniad::occupancy_shared_bytes<256>())) ||
+           (width == 128 && uniad::block_has_shared(uniad::occupancy_shared_bytes<128>()));
 }
 
 extern "C" int uniad_occupancy(const UniadOccupancy* a, void* stream) {

@@ -30,32 +30,23 @@ int launch(const UniadRowProduct& a, int processors, void* stream) {
 }  // namespace
 
 extern "C" int uniad_product_norm_runs(int channels) {
-    int device = 0, bytes = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
-        cudaGetLastError();  // a failed query must not be taken for a later launch's failure
-        return 0;
-    }
-    return (channels == 256 || channels == 512) &&
-           static_cast<unsigned>(bytes) >= uniad::product_shared_bytes(channels, true);
+    return uniad::product_has_norm(channels) && uniad::block_has_shared(uniad::product_shared_bytes(channels, true));
 }
 
 extern "C" int uniad_row_product(const UniadRowProduct* a, void* stream) {
     if (!uniad::product_fits(*a)) {
         return uniad::kUnsupported;
     }
-    int device = 0, processors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    error = error == cudaSuccess ? cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) : error;
-    if (error != cudaSuccess) {
+    uniad::Processors gpu{};
+    if (const cudaError_t error = uniad::ask_processors(gpu); error != cudaSuccess) {
         return error;
     }
     if (a->gain != nullptr) {
-        return a->channels == 256 ? launch<256, true>(*a, processors, stream) : launch<512, true>(*a, processors, stream);
+        return a->channels == 256 ? launch<256, true>(*a, gpu.count, stream) : launch<512, true>(*a, gpu.count, stream);
     }
     switch (a->channels) {
-        case 64: return launch<64, false>(*a, processors, stream);
-        case 128: return launch<128, false>(*a, processors, stream);
-        default: return launch<256, false>(*a, processors, stream);
+        case 64: return launch<64, false>(*a, gpu.count, stream);
+        case 128: return launch<128, false>(*a, gpu.count, stream);
+        default: return launch<256, false>(*a, gpu.count, stream);
     }
 }

@@ -34,9 +34,10 @@ UNIAD_HD constexpr unsigned product_shared_bytes(int channels, bool norm) {
     return product_weights_at(channels, norm) + late * 16 * kProductOutputs * 2;
 }
 
+UNIAD_HD bool product_has_norm(int channels) { return channels == 256 || channels == 512; }
 UNIAD_HD bool product_fits(const UniadRowProduct& a) {
     if (a.gain != nullptr) {
-        return a.rows > 0 && a.outputs == kProductOutputs && (a.channels == 256 || a.channels == 512);
+        return a.rows > 0 && a.outputs == kProductOutputs && product_has_norm(a.channels);
     }
     return a.rows > 0 && a.outputs > 0 && a.outputs % kProductOutputs == 0 &&
            (a.channels == 64 || a.channels == 128 || a.channels == 256);
@@ -110,12 +111,12 @@ UNIAD_DEVICE void row_product(const Block& block, const UniadRowProduct& a, int 
         copy_tile<kProductRows, kVectors>(block, kProductThreads, to + kProductResidualBytes, a.input, tile * kProductRows,
                                           a.rows);
     };
-    // Right operands of this warp's 32 outputs, as they are packed: 16 numbers of each lane for 16 channels.
+    // Of this warp's 32 outputs; see load_operands.
     const auto* const packed =
-        static_cast<const half_t*>(a.weight) + (static_cast<int64_t>(first / 32 + warp) * kDepths * 32 + lane) * 16;
+        static_cast<const half_t*>(a.weight) + static_cast<int64_t>(first / 32 + warp) * kDepths * 32 * 16;
     const unsigned late = kWeights + (warp * kLate * 2 * 32 + lane) * 16;  // halves of the numbers, lanes side by side
     for (int i = 0; i < kLate * 2; ++i) {
-        block.copy(late + i * 32 * 16, packed + (kHeld + i / 2) * 32 * 16 + i % 2 * 8, true);
+        block.copy(late + i * 32 * 16, packed + ((kHeld + i / 2) * 32 + lane) * 16 + i % 2 * 8, true);
     }
     for (int stage = 0; stage < kStages - 1; ++stage) {
         if (worker + stage * workers < tiles) {
@@ -124,11 +125,7 @@ UNIAD_DEVICE void row_product(const Block& block, const UniadRowProduct& a, int 
         block.commit();
     }
     unsigned weights[kHeld][8];
-#pragma unroll
-    for (int depth = 0; depth < kHeld; ++depth) {
-        const auto both = load<half_t, 16>(packed + depth * 32 * 16);
-        std::memcpy(weights[depth], &both, sizeof(both));
-    }
+    load_operands(weights, packed, lane);
 
     int stage = 0;
     for (int tile = worker; tile < tiles; tile += workers) {

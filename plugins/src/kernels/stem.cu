@@ -20,12 +20,10 @@ extern "C" int uniad_stem(const UniadStem* a, void* stream) {
     if (!uniad::stem_fits(*a)) {
         return uniad::kUnsupported;
     }
-    int device = 0, processors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    error = error == cudaSuccess ? cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) : error;
-    if (error != cudaSuccess) {
+    uniad::Processors gpu{};
+    if (const cudaError_t error = uniad::ask_processors(gpu); error != cudaSuccess) {
         return error;
     }
-    const int blocks = std::min(uniad::StemTiles(*a).count, processors * kResident);
+    const int blocks = std::min(uniad::stem_tiles(*a).count, gpu.count * kResident);
     return uniad::launch_blocks(start, blocks, uniad::kStemThreads, uniad::kStemSharedBytes, stream, *a);
 }

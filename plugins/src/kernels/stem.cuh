@@ -27,17 +27,10 @@ UNIAD_HD bool stem_fits(const UniadStem& a) {
            out <= 2147483647.0;  // elements are counted in int, and the input has fewer
 }
 
-/// Tiles of the output of all images.
-struct StemTiles {
-    int across, of_image, count;
-
-    UNIAD_HD explicit StemTiles(const UniadStem& a)
-        : across((a.width / 4 + kStemPoolColumns - 1) / kStemPoolColumns),
-          of_image((a.height / 4 + kStemPoolRows - 1) / kStemPoolRows * across),
-          count(of_image * a.images) {}
-    UNIAD_HD int row(int tile) const { return tile % of_image / across * kStemPoolRows; }
-    UNIAD_HD int column(int tile) const { return tile % of_image % across * kStemPoolColumns; }
-};
+/// Of the output.
+UNIAD_HD MapTiles<kStemPoolRows, kStemPoolColumns> stem_tiles(const UniadStem& a) {
+    return {a.images, a.height / 4, a.width / 4};
+}
 
 /// The larger of each two numbers.
 UNIAD_HD Pack<half_t, 8> larger(const Pack<half_t, 8>& a, const Pack<half_t, 8>& b) {
@@ -67,11 +60,11 @@ template <typename Block>
 UNIAD_DEVICE void stem(const Block& block, const UniadStem& a, int worker, int workers) {
     constexpr unsigned kConvolved = 2 * kStemInputBytes;
     const int thread = block.thread(), lane = thread % 32, half = thread / 32 % 2, group = thread / 64;
-    const StemTiles tiles(a);
+    const auto tiles = stem_tiles(a);
     const int rows = a.height / 4, columns = a.width / 4;  // of the output
 
     const auto begin = [&](int tile, unsigned to) {
-        const int top = 4 * tiles.row(tile) - 5, start = 4 * tiles.column(tile) - 8, image = tile / tiles.of_image;
+        const int top = 4 * tiles.row(tile) - 5, start = 4 * tiles.column(tile) - 8, image = tiles.map(tile);
         for (int i = thread; i < kStemPlanes * kStemInputRows * kStemInputVectors; i += kStemThreads) {
             const int plane = i / (kStemInputRows * kStemInputVectors);
             const int y = top + i / kStemInputVectors % kStemInputRows, x = start + i % kStemInputVectors * 8;
@@ -84,14 +77,8 @@ UNIAD_DEVICE void stem(const Block& block, const UniadStem& a, int worker, int w
     if (worker < tiles.count) {
         begin(worker, 0);
     }
-    // Right operands of 32 outputs, packed as row_product.cuh's.
-    unsigned weights[kStemDepths][8];
-#pragma unroll
-    for (int depth = 0; depth < kStemDepths; ++depth) {
-        const auto both =
-            load<half_t, 16>(static_cast<const half_t*>(a.weight) + ((half * kStemDepths + depth) * 32 + lane) * 16);
-        std::memcpy(weights[depth], &both, sizeof(both));
-    }
+    unsigned weights[kStemDepths][8];  // of this warp's 32 outputs
+    load_operands(weights, static_cast<const half_t*>(a.weight) + half * kStemDepths * 32 * 16, lane);
 
     unsigned buffer = 0;
     for (int tile = worker; tile < tiles.count; tile += workers, buffer = kStemInputBytes - buffer) {
@@ -150,7 +137,7 @@ UNIAD_DEVICE void stem(const Block& block, const UniadStem& a, int worker, int w
                 const int cell = (2 * y + tap / 3) * kStemColumns + 2 * x + tap % 3;
                 most = larger(most, *block.template shared<Pack<half_t, 8>>(kConvolved + tile_place<kStemVectors>(cell, vector)));
             }
-            const int pixel = (tile / tiles.of_image * rows + first_row + y) * columns + first_column + x;
+            const int pixel = (tiles.map(tile) * rows + first_row + y) * columns + first_column + x;
             store(static_cast<half_t*>(a.out) + pixel * kStemOutputs + vector * 8, most);
         }
     }

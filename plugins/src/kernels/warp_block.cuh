@@ -82,6 +82,30 @@ UNIAD_DEVICE void copy_tile(const Block& block, int threads, unsigned to, const 
     }
 }
 
+/// Tiles of kRows x kColumns cells that cover a number of maps, map by map and row by row.
+template <int kRows, int kColumns>
+struct MapTiles {
+    int across, of_map, count;
+
+    UNIAD_HD MapTiles(int maps, int rows, int columns)
+        : across((columns + kColumns - 1) / kColumns), of_map((rows + kRows - 1) / kRows * across), count(of_map * maps) {}
+    UNIAD_HD int map(int tile) const { return tile / of_map; }
+    /// Where in its map a tile begins.
+    UNIAD_HD int row(int tile) const { return tile % of_map / across * kRows; }
+    UNIAD_HD int column(int tile) const { return tile % of_map % across * kColumns; }
+};
+
+/// The 16 numbers of a lane that pack_product_weight (trtllm/plugin_weights.py) puts together for each of kDepths depths:
+/// right operands of 32 columns, two registers for each eight. `packed` is where the warp's begin.
+template <int kDepths>
+UNIAD_DEVICE void load_operands(unsigned (&operands)[kDepths][8], const half_t* packed, int lane) {
+#pragma unroll
+    for (int depth = 0; depth < kDepths; ++depth) {
+        const auto both = load<half_t, 16>(packed + (depth * 32 + lane) * 16);
+        std::memcpy(operands[depth], &both, sizeof(both));
+    }
+}
+
 #if defined(__CUDACC__)
 
 /// On the GPU.
