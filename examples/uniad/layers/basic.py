@@ -25,8 +25,12 @@ class Linear(Module):
             self.bias = Parameter((out_features,), dtype)
         self.has_bias = bias
 
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (out,in) and bias (out), or None."""
+        return self.weight.value, self.bias.value if self.has_bias else None
+
     def forward(self, x: Tensor) -> Tensor:
-        return V.linear(x, self.weight.value, self.bias.value if self.has_bias else None)
+        return V.linear(x, *self.parameters())
 
 
 def joint_linear(projections: Sequence[Linear], x: Tensor) -> Tensor:
@@ -68,8 +72,12 @@ class BatchNorm2d(Module):
         self.running_mean = Parameter((channels,), "float32")
         self.running_var = Parameter((channels,), "float32")
 
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, variance, gain and shift (C), in the order of trtllm.vision's functions."""
+        return self.running_mean.value, self.running_var.value, self.weight.value, self.bias.value
+
     def forward(self, x: Tensor) -> Tensor:
-        return V.batch_norm(x, self.running_mean.value, self.running_var.value, self.weight.value, self.bias.value)
+        return V.batch_norm(x, *self.statistics())
 
 
 class LayerNorm(Module):
@@ -86,12 +94,13 @@ class LayerNorm(Module):
         self.features, self.eps = features, eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None, projection: Linear | None = None) -> Tensor:
-        if projection is not None and residual is not None:
-            product = projection.weight.value, projection.bias.value if projection.has_bias else None
-            return V.linear_add_layer_norm(x, *product, residual, self.weight.value, self.bias.value, self.eps)
-        if residual is not None:
-            return V.add_layer_norm(x, residual, self.weight.value, self.bias.value, self.eps)
-        return F.layer_norm(x, self.features, self.weight.value, self.bias.value, self.eps)
+        affine = self.weight.value, self.bias.value, self.eps
+        if residual is None:
+            return F.layer_norm(x if projection is None else projection(x), self.features, *affine)
+        if projection is None:
+            return V.add_layer_norm(x, residual, *affine)
+        weight, bias = projection.parameters()
+        return V.linear_add_layer_norm(x, weight, bias, residual, *affine)
 
 
 class Embedding(Module):

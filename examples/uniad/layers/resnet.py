@@ -34,18 +34,7 @@ def normalise_images(img: Tensor, config: UniADConfig) -> Tensor:
 
 def conv_norm(x: Tensor, conv: Conv2d, norm: BatchNorm2d, residual: Tensor | None = None, relu: bool = True) -> Tensor:
     """relu(norm(conv(x)) + residual)."""
-    return V.conv2d_norm(
-        x,
-        conv.weight.value,
-        norm.running_mean.value,
-        norm.running_var.value,
-        norm.weight.value,
-        norm.bias.value,
-        residual,
-        conv.stride,
-        conv.padding,
-        relu,
-    )
+    return V.conv2d_norm(x, conv.weight.value, *norm.statistics(), residual, conv.stride, conv.padding, relu)
 
 
 class ModulatedDeformConv2d(Module):
@@ -66,15 +55,7 @@ class ModulatedDeformConv2d(Module):
 
 def deform_conv_norm(x: Tensor, conv: ModulatedDeformConv2d, norm: BatchNorm2d) -> Tensor:
     """relu(norm(conv(x)))."""
-    return V.modulated_deform_conv2d_norm(
-        x,
-        conv.offset_mask(x),
-        conv.weight.value,
-        norm.running_mean.value,
-        norm.running_var.value,
-        norm.weight.value,
-        norm.bias.value,
-    )
+    return V.modulated_deform_conv2d_norm(x, conv.offset_mask(x), conv.weight.value, *norm.statistics())
 
 
 class Bottleneck(Module):
@@ -134,9 +115,7 @@ class ResNet(Module):
             self.stages.append(stage)
 
     def forward(self, img: Tensor) -> list[Tensor]:
-        norm = self.bn1
-        statistics = norm.running_mean.value, norm.running_var.value, norm.weight.value, norm.bias.value
-        x = V.stem(img, self.conv1.weight.value, *statistics)  # (6,C,H/4,W/4)
+        x = V.stem(img, self.conv1.weight.value, *self.bn1.statistics())  # (6,C,H/4,W/4)
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(x)  # (6,4*C*2^i,H/2^(i+2),W/2^(i+2))

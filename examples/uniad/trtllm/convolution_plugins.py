@@ -18,7 +18,7 @@ from trtllm.plugin_weights import (
     pack_product_weight,
     pack_stem_weight,
 )
-from trtllm.tensorrt_executor import TensorRTExecutor
+from trtllm.tensorrt_executor import TensorRTExecutor, folded_statistics
 from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
@@ -26,14 +26,13 @@ STEM_WEIGHT = (64, 3, 7, 7)
 EXPAND_CHANNELS, PRODUCT_OUTPUTS = (64, 128, 256), 256  # of row_product.cuh's kernels; multiples of so many outputs
 
 
-def _folded_norm(weight: Tensor, mean, var, gain, shift, eps: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """A convolution's weight in float64 and bias in float32, the norm behind it in them. None: no constants."""
-    arrays = [t.array for t in (weight, mean, var, gain, shift)]
-    if any(a is None for a in arrays):
+def _folded_norm(weight: Tensor, statistics: Sequence[Tensor], eps: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """A convolution's weight in its type and bias in float32, the norm behind it in them. None: no constants."""
+    folded = folded_statistics(statistics, eps)
+    if folded is None or weight.array is None:
         return None
-    weight_, mean_, var_, gain_, shift_ = (np.asarray(a, np.float64) for a in arrays)
-    scale = gain_ / np.sqrt(var_ + eps)
-    return weight_ * scale.reshape(-1, 1, 1, 1), (shift_ - mean_ * scale).astype(np.float32)
+    scale, offset = folded
+    return (weight.array * scale.reshape(-1, 1, 1, 1)).astype(weight.dtype), offset.astype(np.float32)
 
 
 class ConvolutionPlugins(TensorRTExecutor):
@@ -77,15 +76,15 @@ class ConvolutionPlugins(TensorRTExecutor):
     ):
         """The norm goes into weight and bias, the ReLU into the kernel."""
         (o, c), half = weight.shape[:2], x.dtype == "float16"
-        folded = _folded_norm(weight, mean, var, gain, shift, eps)
-        if "modulated_deform_conv2d_norm" not in self.plugins or folded is None:
+        if "modulated_deform_conv2d_norm" not in self.plugins or ((c % 32 or o % 64) if half else o % 8):
             return None
-        if (c % 32 or o % 64) if half else o % 8:
+        folded = _folded_norm(weight, (mean, var, gain, shift), eps)
+        if folded is None:
             return None
         n, _, h, w = x.shape
         layout = self.library.deform_conv_layout(n * h * w, c, o) if half else COMMON_LAYOUT
         kernel, bias = folded
-        packed = pack_deform_weight(kernel.astype(x.dtype), layout)
+        packed = pack_deform_weight(kernel, layout)
         handle = self._plugin(
             "UniADDeformConv",
             "modulated_deform_conv2d",
@@ -113,19 +112,27 @@ class ConvolutionPlugins(TensorRTExecutor):
 
     def conv2d_norm(self, x: Tensor, weight: Tensor, mean, var, gain, shift, residual, stride, padding, relu, eps):
         """The last convolution of a residual network's block; the norm goes into weight and bias."""
-        (o, c, *kernel), folded = weight.shape, _folded_norm(weight, mean, var, gain, shift, eps)
-        pointwise = (kernel, *stride, *padding) == ([1, 1], 1, 1, 0, 0)
+        o, c, *size = weight.shape
+        pointwise = (size, *stride, *padding) == ([1, 1], 1, 1, 0, 0)
         fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % PRODUCT_OUTPUTS == 0
-        if "conv2d_norm" not in self.plugins or not fits or residual is None or folded is None:
+        if "conv2d_norm" not in self.plugins or not fits or residual is None:
             return None
-        packed = pack_product_weight(folded[0].astype(x.dtype)[:, :, 0, 0])
-        inputs = [x.handle, residual.handle, self.constant(packed), self.constant(folded[1])]
+        folded = _folded_norm(weight, (mean, var, gain, shift), eps)
+        if folded is None:
+            return None
+        kernel, bias = folded
+        packed = pack_product_weight(kernel[:, :, 0, 0])
+        inputs = [x.handle, residual.handle, self.constant(packed), self.constant(bias)]
         return Tensor(self._plugin("UniADExpandConv", "conv2d_norm", inputs, x.dtype), x.dtype, residual.shape)
 
     def stem(self, x: Tensor, weight: Tensor, mean, var, gain, shift, eps):
-        (n, _, h, w), folded = x.shape, _folded_norm(weight, mean, var, gain, shift, eps)
+        n, _, h, w = x.shape
         fits = x.dtype == "float16" and weight.shape == STEM_WEIGHT and h % 4 == 0 and w % 8 == 0
-        if "stem" not in self.plugins or not fits or folded is None:
+        if "stem" not in self.plugins or not fits:
             return None
-        inputs = [x.handle, self.constant(pack_stem_weight(folded[0].astype(x.dtype))), self.constant(folded[1])]
-        return Tensor(self._plugin("UniADStem", "stem", inputs, x.dtype), x.dtype, (n, len(folded[1]), h // 4, w // 4))
+        folded = _folded_norm(weight, (mean, var, gain, shift), eps)
+        if folded is None:
+            return None
+        kernel, bias = folded
+        inputs = [x.handle, self.constant(pack_stem_weight(kernel)), self.constant(bias)]
+        return Tensor(self._plugin("UniADStem", "stem", inputs, x.dtype), x.dtype, (n, len(bias), h // 4, w // 4))

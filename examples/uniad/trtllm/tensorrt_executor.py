@@ -24,6 +24,18 @@ MAX_K = 3840  # of ITopKLayer
 SMALL = 256  # bytes up to which equal constants are one layer
 
 
+def folded_statistics(statistics: Sequence[Tensor], eps: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """What a batch norm multiplies each channel by, and then adds: float64 (C), of mean, variance, gain and shift (C).
+
+    None: they are no constants.
+    """
+    if any(t.array is None for t in statistics):
+        return None
+    mean, var, gain, shift = (np.asarray(t.array, np.float64) for t in statistics)
+    scale = gain / np.sqrt(var + eps)
+    return scale, shift - mean * scale
+
+
 class TensorRTExecutor:
     """The methods of TorchExecutor, on a network definition of one TensorRT flavour.
 
@@ -324,12 +336,11 @@ class TensorRTExecutor:
 
     def batch_norm(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps):
         """One scale and shift for each channel, computed in float64 before they take x's type."""
-        arrays = [t.array for t in (mean, var, weight, bias)]
-        if any(a is None for a in arrays):
+        folded = folded_statistics((mean, var, weight, bias), eps)
+        if folded is None:
             raise UniADError(f"{self._path}: the statistics of a batch norm must be constants")
-        mean_, var_, weight_, bias_ = (np.asarray(a, np.float64) for a in arrays)
-        scale = weight_ / np.sqrt(var_ + eps)
-        buffers = [a.astype(x.dtype) for a in (bias_ - mean_ * scale, scale, np.ones_like(scale))]
+        scale, offset = folded
+        buffers = [a.astype(x.dtype) for a in (offset, scale, np.ones_like(scale))]
         self._buffers += buffers
         shift, gain, power = buffers  # all three, or TensorRT takes power for float32
         return self._add(self.layers.scale(x.handle, shift, gain, power), "batch_norm", x.dtype)
