@@ -221,7 +221,7 @@ def matrix_operations(library) -> list[Operation]:
             return torch.nn.functional.conv2d(image, weight, bias, padding=1)
 
         def call(library, case, out, variant):
-            matrix_kernels.narrow_conv(library, **matrix_kernels.packed_only(case), out=out)
+            matrix_kernels.narrow_conv(library, **cases.packed_only(case), out=out)
 
         size = (6, channels, height, width)
         return Operation(
@@ -238,7 +238,7 @@ def matrix_operations(library) -> list[Operation]:
             return torch.nn.functional.layer_norm(linear.add_(case["residual"]), (outputs,), *affine)
 
         def call(library, case, out, variant):
-            product_kernels.row_product(library, **matrix_kernels.packed_only(case), out=out)
+            product_kernels.row_product(library, **cases.packed_only(case), out=out)
 
         return Operation(
             f"{name}, {rows} x {channels} to {outputs}", None,
@@ -264,7 +264,7 @@ def matrix_operations(library) -> list[Operation]:
         Operation(
             "stem, 6 x 928 x 1600", None, lambda: product_kernels.stem_case(DEVICE, 6, 928, 1600),
             lambda library, case, out, variant: product_kernels.stem(
-                library, **matrix_kernels.packed_only(case), out=out),
+                library, **cases.packed_only(case), out=out),
             stem_composed, (6, 232, 400, 64), 2.0 * 6 * 464 * 800 * 64 * 147, True),
         product("end of a block", 6 * 232 * 400, 64, 256, False),
         product("end of a block", 6 * 116 * 200, 128, 512, False),

@@ -7,6 +7,7 @@ each point one cell farther) and noise around it. Shapes as in trtllm.sampled_at
 import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as TF
@@ -38,6 +39,20 @@ def _samples(offsets: torch.Tensor, logits: torch.Tensor | None) -> tuple[dict[s
     return {"offsets": begin, "logits": behind, "offset_stride": 3 * count, "logit_stride": 3 * count}, inner
 
 
+def _fields(
+    value: torch.Tensor,
+    offsets: torch.Tensor,
+    logits: torch.Tensor | None,
+    spatial_shapes: Sequence[tuple[int, int]],
+    first_head: int,
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """What both structures have, and the sizes (M,L) of the samples."""
+    (_, cells, value_heads, channels), (samples, (heads, levels, points)) = value.shape, _samples(offsets, logits)
+    sizes = {"cells": cells, "heads": heads, "channels": channels, "value_heads": value_heads, "points": points}
+    fields = {"value": pointer(value), **samples, **sizes, "first_head": first_head, **_levels(spatial_shapes)}
+    return fields, (heads, levels)
+
+
 def deformable_attention(
     library: ctypes.CDLL,
     value: torch.Tensor,
@@ -53,30 +68,22 @@ def deformable_attention(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """trtllm.sampled_attention.deformable_attention; with `mean` its temporal_attention. `out` is used when given."""
-    batch, cells, value_heads, channels = value.shape
-    samples, (heads, levels, points) = _samples(sampling_offsets, attention_logits)
+    batch, channels = value.shape[0], value.shape[3]
+    fields, (heads, levels) = _fields(value, sampling_offsets, attention_logits, spatial_shapes, first_head)
     source = reference_points.shape[0 if mean else 1]
     queries = num_queries or source
     if out is None:
         out = poisoned((queries, heads * channels) if mean else (batch, queries, heads * channels), value)
     arguments = DeformableAttention(
-        value=pointer(value),
+        **fields,
         reference=pointer(reference_points),
-        **samples,
         out=pointer(out),
         batch=batch,
-        cells=cells,
-        heads=heads,
-        channels=channels,
-        value_heads=value_heads,
-        first_head=first_head,
         queries=queries,
         source_queries=source,
         levels=1 if mean else levels,
-        points=points,
         reference_size=reference_points.shape[-1],
         maps=len(spatial_shapes),
-        **_levels(spatial_shapes),
         grid_width=_grid_width(queries, spatial_shapes) * (num_queries is None) if grid_width is None else grid_width,
         flat_buffer=num_queries is not None,
         mean=mean,
@@ -99,28 +106,20 @@ def camera_cross_attention(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """trtllm.sampled_attention.camera_cross_attention; `visible` is int32 here. `out` is used when given."""
-    cameras, cells, value_heads, channels = value.shape
-    queries, (samples, (heads, levels, points)) = len(sampling_offsets), _samples(sampling_offsets, attention_logits)
+    fields, (heads, levels) = _fields(value, sampling_offsets, attention_logits, spatial_shapes, first_head)
+    queries = len(sampling_offsets)
     assert visible.dtype == torch.int32
     if out is None:
-        out = poisoned((queries, heads * channels), value)
+        out = poisoned((queries, heads * value.shape[3]), value)
     arguments = CameraAttention(
-        value=pointer(value),
+        **fields,
         reference=pointer(reference_points_cam),
         visible=pointer(visible),
-        **samples,
         out=pointer(out),
-        cameras=cameras,
-        cells=cells,
-        heads=heads,
-        channels=channels,
-        value_heads=value_heads,
-        first_head=first_head,
+        cameras=len(value),
         queries=queries,
         anchors=visible.shape[2],
         levels=levels,
-        points=points,
-        **_levels(spatial_shapes),
         grid_width=grid_width,
     )
     call_kernel(library, "uniad_camera_attention", arguments, value, TYPES[value.dtype], variant)

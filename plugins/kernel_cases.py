@@ -21,6 +21,11 @@ def cell_centres(h: int, w: int, device) -> torch.Tensor:
     return torch.stack([(x + 0.5) / w, (y + 0.5) / h], -1).reshape(-1, 2).float()
 
 
+def packed_only(case: Case) -> Case:
+    """A kernel's arguments, of a case that has weights as the reference takes them, too."""
+    return {name: x for name, x in case.items() if not name.startswith("plain_")}
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected| in the Euclidean norm; infinite where a number is missing or shapes differ."""
     if actual.shape != expected.shape or not torch.isfinite(actual).all():

@@ -288,8 +288,3 @@ def narrow_conv_reference(x, weight, bias, plain_weight, plain_bias) -> torch.Te
     image = x.double().permute(0, 3, 1, 2)
     out = torch.nn.functional.conv2d(image, plain_weight.double(), plain_bias.double(), padding=1)
     return torch.nn.functional.pad(out.permute(0, 2, 3, 1), (0, 32 - len(plain_bias)))
-
-
-def packed_only(case: Case) -> Case:
-    """The arguments of narrow_conv, or of product_kernels.row_product."""
-    return {name: x for name, x in case.items() if not name.startswith("plain_")}

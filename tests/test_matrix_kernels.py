@@ -1,6 +1,7 @@
 """The kernels that multiply on tensor cores, on the host: their threads are fibers (host_block.h). Against float64, a
 broken case each; sizes that leave parts of tiles empty, and several tiles for one block."""
 
+import functools
 import shutil
 import subprocess
 
@@ -154,17 +155,25 @@ def test_equal_instances_give_the_first(library):
     assert (kernels.occupancy(library, **arguments) == 1).all()
 
 
+def check_packed(kernel, reference, case, turned: str, axis: int) -> torch.Tensor:
+    """What a kernel gives for a case with plain weights beside the packed ones is right; with the input `turned` in
+    reverse order along `axis` it is not."""
+    expected, packed = reference(**case), cases.packed_only(case)
+    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+    found = kernel(**packed)
+    assert cases.relative_error(found, expected) < bound
+    broken = {**packed, turned: packed[turned].flip(axis).contiguous()}
+    assert cases.relative_error(kernel(**broken), expected) > 0.1
+    return found
+
+
 @pytest.mark.parametrize("size", [(1, 64, 8, 16), (2, 128, 9, 21), (1, 32, 19, 16), (1, 96, 3, 5)])
 def test_narrow_conv(library, size):
     """Blocks of one, two and three tiles. Zeros behind the outputs, too."""
     torch.manual_seed(size[2])
-    case = kernels.narrow_conv_case("cpu", size)
-    expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
-    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-    found = kernels.narrow_conv(library, **packed)
-    assert cases.relative_error(found, expected) < bound and not found[..., 27:].any()
-    turned = {**packed, "x": packed["x"].flip(2).contiguous()}
-    assert cases.relative_error(kernels.narrow_conv(library, **turned), expected) > 0.1
+    case, call = kernels.narrow_conv_case("cpu", size), functools.partial(kernels.narrow_conv, library)
+    found = check_packed(call, kernels.narrow_conv_reference, case, "x", 2)
+    assert not found[..., 27:].any()
 
 
 @pytest.mark.parametrize(
@@ -182,18 +191,14 @@ def test_row_product(library, rows, channels, outputs, norm):
     """More tiles than stages, and none for the second worker."""
     torch.manual_seed(rows)
     case = products.row_product_case("cpu", rows, channels, outputs, norm)
-    expected, packed = products.row_product_reference(**case), kernels.packed_only(case)
-    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-    assert cases.relative_error(products.row_product(library, **packed), expected) < bound
-    turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
-    assert cases.relative_error(products.row_product(library, **turned), expected) > 0.1
+    check_packed(functools.partial(products.row_product, library), products.row_product_reference, case, "residual", 1)
 
 
 def test_norm_of_a_product_with_a_large_mean(library):
     """Sums of squares would cancel."""
     case = products.row_product_case("cpu", 40, 256, 256, norm=True)
     case["bias"] += 500.0
-    found = products.row_product(library, **kernels.packed_only(case))
+    found = products.row_product(library, **cases.packed_only(case))
     assert cases.relative_error(found, products.row_product_reference(**case)) < 1e-3
 
 
@@ -202,11 +207,7 @@ def test_stem(library, size):
     """Whole tiles and parts of them; three tiles for a worker."""
     torch.manual_seed(size[1])
     case = products.stem_case("cpu", *size)
-    expected, packed = products.stem_reference(**case), kernels.packed_only(case)
-    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-    assert cases.relative_error(products.stem(library, **packed), expected) < bound
-    turned = {**packed, "x": packed["x"].flip(3).contiguous()}
-    assert cases.relative_error(products.stem(library, **turned), expected) > 0.1
+    check_packed(functools.partial(products.stem, library), products.stem_reference, case, "x", 3)
 
 
 def test_sizes_that_are_refused(library):
@@ -223,10 +224,10 @@ def test_sizes_that_are_refused(library):
     for channels, outputs, norm in ((32, 256, False), (64, 128, False), (128, 256, True), (256, 512, True)):
         with pytest.raises(RuntimeError, match="uniad_row_product: error 1"):
             case = products.row_product_case("cpu", 5, channels, outputs, norm)
-            products.row_product(library, **kernels.packed_only(case))
+            products.row_product(library, **cases.packed_only(case))
     for height, width in ((30, 64), (32, 60)):
         with pytest.raises(RuntimeError, match="uniad_stem: error 1"):
-            products.stem(library, **kernels.packed_only(products.stem_case("cpu", 1, height, width)))
+            products.stem(library, **cases.packed_only(products.stem_case("cpu", 1, height, width)))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -270,12 +271,12 @@ def test_faults_are_seen(fault, tmp_path):
     case = kernels.occupancy_case("cpu", 1, 40, 150, 128)
     wrong += kernels.occupancy_errors(kernels.occupancy(library, **case), **case) > 0
     case = kernels.narrow_conv_case("cpu", (1, 64, 9, 18))
-    out = kernels.narrow_conv(library, **kernels.packed_only(case))
+    out = kernels.narrow_conv(library, **cases.packed_only(case))
     wrong += cases.relative_error(out, kernels.narrow_conv_reference(**case)) > 1e-2
     case = products.row_product_case("cpu", 140, 256, 256, norm=True)
-    out = products.row_product(library, **kernels.packed_only(case))
+    out = products.row_product(library, **cases.packed_only(case))
     wrong += cases.relative_error(out, products.row_product_reference(**case)) > 1e-2
     case = products.stem_case("cpu", 1, 32, 64)
-    out = products.stem(library, **kernels.packed_only(case))
+    out = products.stem(library, **cases.packed_only(case))
     wrong += cases.relative_error(out, products.stem_reference(**case)) > 1e-2
     assert wrong

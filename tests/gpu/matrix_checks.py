@@ -88,41 +88,39 @@ def check_occupancy(checks, library, small: bool) -> None:
         checks.report(f"{name} (broken on purpose)", wrong > steps * cells // 10, f"{wrong} cells wrong")
 
 
+def check_packed(checks, name: str, kernel, reference, case: cases.Case, turned: str, axis: int) -> None:
+    """`kernel`(packed arguments, out=…) of a case with plain weights beside the packed ones; the broken call has the
+    input `turned` in reverse order along `axis`."""
+    expected, packed = reference(**case), cases.packed_only(case)
+    bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
+    checks.guarded(name, functools.partial(kernel, **packed), expected, torch.float16, bound)
+    broken = {**packed, turned: packed[turned].flip(axis).contiguous()}
+    checks.must_differ(name, kernel(**broken), expected)
+
+
 def check_narrow_conv(checks, library, small: bool) -> None:
+    call, reference = functools.partial(kernels.narrow_conv, library), kernels.narrow_conv_reference
     sizes = [(1, 64, 8, 16), (2, 128, 9, 21), (1, 96, 3, 5)]
     sizes += [(20, 32, 8, 128), (34, 32, 8, 128)]  # blocks of two and of three tiles on 132 processors
     for size in sizes + ([] if small else [(6, 256, 58, 100), (6, 512, 29, 50)]):
         case = kernels.narrow_conv_case(DEVICE, size)
-        expected, packed = kernels.narrow_conv_reference(**case), kernels.packed_only(case)
-        bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-        name, call = f"convolution {size} to 27 outputs", functools.partial(kernels.narrow_conv, library, **packed)
-        checks.guarded(name, call, expected, torch.float16, bound)
-        turned = {**packed, "x": packed["x"].flip(2).contiguous()}
-        checks.must_differ(name, kernels.narrow_conv(library, **turned), expected)
+        check_packed(checks, f"convolution {size} to 27 outputs", call, reference, case, "x", 2)
 
 
 def check_row_product(checks, library, small: bool) -> None:
+    call, reference = functools.partial(products.row_product, library), products.row_product_reference
     sizes = [(70, 64, 256, False), (200, 128, 512, False), (33, 256, 256, False), (9000, 256, 512, False)]
     sizes += [(rows, channels, 256, True) for rows in (70, 9000) for channels in (256, 512)]
     if not small:
         sizes += [(6 * 232 * 400, 64, 256, False), (6 * 116 * 200, 128, 512, False), (34800, 256, 1024, False)]
         sizes += [(40000, 256, 256, True), (40000, 512, 256, True)]
     for size in sizes:
-        case = products.row_product_case(DEVICE, *size)
-        expected, packed = products.row_product_reference(**case), kernels.packed_only(case)
-        bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
         name = f"product of {size[:3]}{' with a norm' if size[3] else ''}"
-        checks.guarded(name, functools.partial(products.row_product, library, **packed), expected, torch.float16, bound)
-        turned = {**packed, "residual": packed["residual"].flip(1).contiguous()}
-        checks.must_differ(name, products.row_product(library, **turned), expected)
+        case = products.row_product_case(DEVICE, *size)
+        check_packed(checks, name, call, reference, case, "residual", 1)
 
 
 def check_stem(checks, library, small: bool) -> None:
+    call, reference = functools.partial(products.stem, library), products.stem_reference
     for size in [(1, 28, 56), (2, 32, 64), (1, 4, 8), (3, 256, 704)] + ([] if small else [(6, 928, 1600)]):
-        case = products.stem_case(DEVICE, *size)
-        expected, packed = products.stem_reference(**case), kernels.packed_only(case)
-        bound = FLOAT16_FACTOR * cases.rounding_noise(expected, torch.float16)
-        name, call = f"stem of {size}", functools.partial(products.stem, library, **packed)
-        checks.guarded(name, call, expected, torch.float16, bound)
-        turned = {**packed, "x": packed["x"].flip(3).contiguous()}
-        checks.must_differ(name, products.stem(library, **turned), expected)
+        check_packed(checks, f"stem of {size}", call, reference, products.stem_case(DEVICE, *size), "x", 3)
