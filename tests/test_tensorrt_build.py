@@ -16,7 +16,7 @@ from errors import UniADError
 from trtllm import Module, ModuleList, Network, Parameter, Tensor, net_guard, polynomials, tensorrt_builder
 from trtllm import functional as F
 from trtllm import vision as V
-from trtllm.sampled_attention import camera_cross_attention
+from trtllm.sampled_attention import MANY_QUERIES, camera_cross_attention
 from trtllm.tensorrt_builder import BuildOptions, build_engine
 from trtllm.tensorrt_executor import TensorRTExecutor
 from trtllm.tensorrt_flavours import Flavour, load_flavour
@@ -313,21 +313,21 @@ def test_what_8_6_builds_otherwise(rtx):
     assert "half" in dict(strong)["convolution"] and "half" not in dict(weak)["convolution"]
 
 
-def test_camera_attention_of_8_6_takes_one_camera_after_the_other(rtx):
-    """All that a camera samples, places and maps, waits for the camera before: small regions, which 8.6 builds."""
-    specs = {
-        "value": ("float16", (3, 60, 2, 4)),
-        "points": ("float32", (3, 5, 2, 2)),
-        "seen": ("bool", (3, 5, 2)),
-        "offsets": ("float16", (5, 2, 2, 4, 2)),
-        "logits": ("float16", (5, 2, 8)),
-    }
+def test_cameras_of_8_6_one_by_one(rtx):
+    """Of many queries in float16, all that a camera samples, places and maps, waits for the camera before."""
 
-    def earlier_samplings(flavour) -> list[list[int]]:
+    def earlier_samplings(flavour, dtype: str, queries: int) -> list[list[int]]:
         """For both inputs of each sampling, in the order of the calls, how many others they depend on."""
+        specs = {
+            "value": (dtype, (3, 60, 2, 4)),
+            "points": ("float32", (3, queries, 2, 2)),
+            "seen": ("bool", (3, queries, 2)),
+            "offsets": (dtype, (queries, 2, 2, 4, 2)),
+            "logits": (dtype, (queries, 2, 8)),
+        }
         network = rtx.create_network(builder := rtx.trt.Builder(rtx.logger))
         executor = TensorRTExecutor(network, flavour)
-        with net_guard(Network(executor, "float16")):
+        with net_guard(Network(executor, dtype)):
             inputs = [executor.input(name, *spec) for name, spec in specs.items()]
             camera_cross_attention(*inputs, [(6, 8), (3, 4)])
         before: dict[str, set[int]] = {}
@@ -341,8 +341,10 @@ def test_camera_attention_of_8_6_takes_one_camera_after_the_other(rtx):
         del builder
         return counts
 
-    assert earlier_samplings(weakly_typed(rtx)) == [[0, 0]] * 2 + [[2, 2]] * 2 + [[4, 4]] * 2
-    assert earlier_samplings(rtx) == [[0, 0]] * 6
+    weak, many = weakly_typed(rtx), MANY_QUERIES + 1
+    assert earlier_samplings(weak, "float16", many) == [[0, 0]] * 2 + [[2, 2]] * 2 + [[4, 4]] * 2
+    for other in ((rtx, "float16", many), (weak, "float32", many), (weak, "float16", MANY_QUERIES)):
+        assert earlier_samplings(*other) == [[0, 0]] * 6
 
 
 def test_building_needs_no_torch(rtx):

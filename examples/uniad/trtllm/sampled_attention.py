@@ -16,6 +16,9 @@ from trtllm import functional as F
 from trtllm.network import Tensor
 from trtllm.vision import after, grid_sample, offered
 
+MANY_QUERIES = 10_000  # of the composed camera attention in float16, above which 8.6 takes the cameras one by one: in
+# one region the full size (40000) gave NaN, parted the tiny one (2500) other results each time (docs/fidelity.md)
+
 
 def deformable_attention(
     value: Tensor,
@@ -242,12 +245,19 @@ def camera_cross_attention(
     weights = F.softmax(F.cast(attention_logits, "float32"), -1)
     weights = F.view(weights, (1, q, m, levels, points))
     scale = np.array([[1 / w, 1 / h] for h, w in spatial_shapes], np.float32).reshape(1, 1, levels, 1, 2)
-    total = None
-    for cam in range(cams):  # one camera after the other bounds the memory of samples, and the regions of 8.6
-        planes = after(F.narrow(value, 0, cam, 1), sampling_offsets if total is None else total)  # (1,S,M,C)
-        cells = sampling_offsets if total is None else after(sampling_offsets, total)
+
+    def scaled(cells: Tensor) -> Tensor:
         offsets = F.cast(cells, "float32") * F.constant(scale)  # (Q,M,L,P,2)
-        offsets = F.view(offsets, (1, q, m, levels, points // z, z, 2))
+        return F.view(offsets, (1, q, m, levels, points // z, z, 2))
+
+    total, one_by_one = None, value.dtype == "float16" and q > MANY_QUERIES
+    offsets = None if one_by_one else scaled(sampling_offsets)
+    for cam in range(cams):  # one camera at a time bounds the memory of the samples
+        planes = F.narrow(value, 0, cam, 1)  # (1,S,M,C)
+        if one_by_one:
+            planes = after(planes, sampling_offsets if total is None else total)
+            offsets = scaled(sampling_offsets if total is None else after(sampling_offsets, total))
+        assert offsets is not None
         reference = F.view(F.select(reference_points_cam, 0, cam), (1, q, 1, 1, 1, z, 2))
         locations = F.view(reference + offsets, (1, q, m, levels, points, 2))
         out = sample_levels(planes, locations, weights, spatial_shapes)  # (1,Q,MC)
