@@ -82,6 +82,15 @@ def test_broken_tracking_is_seen(results, exact, change):
     assert compare(results, exact, change)[1]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_no_track_at_all_is_seen(results, exact):
+    """As of an engine that computes NaN: no crash."""
+    config, ((recorded, outputs, state), *_) = results
+    nothing = np.full_like(outputs["track_ids"], -1)
+    _, wrong = golden_frames.Comparison(config, exact).frame(recorded, {**outputs, "track_ids": nothing}, state)
+    assert wrong
+
+
 def test_ids_count_in_float32_only(results):
     assert compare(results, True, other_numbering)[1]
     assert not compare(results, False, other_numbering)[1]

@@ -149,9 +149,8 @@ class Comparison:
         else:
             offset = outputs["boxes_3d"][: len(live), None, :3] - recorded["active.boxes_3d"][None, :, :3]
             distance = np.linalg.norm(offset, axis=-1)  # (ours,theirs)
-            nearest = distance.argmin(axis=0)
-            theirs = np.flatnonzero(distance.min(axis=0) < self.REACH)
-            ours = nearest[theirs]
+            theirs = np.flatnonzero(distance.min(axis=0, initial=np.inf) < self.REACH)
+            ours = distance[:, theirs].argmin(axis=0) if len(live) else theirs  # NaN leaves no track
             unmatched = len(live) + len(expected) - 2 * len(theirs)
             if unmatched > self._borderline(recorded):
                 wrong.append(f"{unmatched} tracks without a partner, {self._borderline(recorded)} are borderline")
