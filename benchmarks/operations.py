@@ -10,7 +10,7 @@ import kernel_cases as cases
 import layout_kernels
 import matrix_kernels
 import merge_kernels
-import product_kernels
+import resnet_kernels
 import rowwise_kernels
 import torch
 
@@ -229,20 +229,17 @@ def matrix_operations(library) -> list[Operation]:
             lambda: matrix_kernels.narrow_conv_case(DEVICE, size), call, compose, (6 * height * width, 32),
             2.0 * 6 * height * width * 27 * 9 * channels, True)  # fmt: skip
 
-    def product(name: str, rows: int, channels: int, outputs: int, norm: bool) -> Operation:
+    def end_of_block(rows: int, channels: int, outputs: int) -> Operation:
         def compose(case: cases.Case):
             linear = torch.nn.functional.linear(case["x"], case["plain_weight"], case["bias"].half())
-            if not norm:
-                return linear.add_(case["residual"]).relu_()
-            affine = case["gain"].half(), case["shift"].half()
-            return torch.nn.functional.layer_norm(linear.add_(case["residual"]), (outputs,), *affine)
+            return linear.add_(case["residual"]).relu_()
 
         def call(library, case, out, variant):
-            product_kernels.row_product(library, **cases.packed_only(case), out=out)
+            resnet_kernels.expand_conv(library, **cases.packed_only(case), out=out)
 
         return Operation(
-            f"{name}, {rows} x {channels} to {outputs}", None,
-            lambda: product_kernels.row_product_case(DEVICE, rows, channels, outputs, norm), call, compose,
+            f"end of a block, {rows} x {channels} to {outputs}", None,
+            lambda: resnet_kernels.expand_conv_case(DEVICE, rows, channels, outputs), call, compose,
             (rows, outputs), 2.0 * rows * channels * outputs, True)  # fmt: skip
 
     def stem_composed(case: cases.Case):
@@ -262,15 +259,13 @@ def matrix_operations(library) -> list[Operation]:
         narrow(256, 58, 100),
         narrow(512, 29, 50),
         Operation(
-            "stem, 6 x 928 x 1600", None, lambda: product_kernels.stem_case(DEVICE, 6, 928, 1600),
-            lambda library, case, out, variant: product_kernels.stem(
+            "stem, 6 x 928 x 1600", None, lambda: resnet_kernels.stem_case(DEVICE, 6, 928, 1600),
+            lambda library, case, out, variant: resnet_kernels.stem(
                 library, **cases.packed_only(case), out=out),
-            stem_composed, (6, 232, 400, 64), 2.0 * 6 * 464 * 800 * 64 * 147, True),
-        product("end of a block", 6 * 232 * 400, 64, 256, False),
-        product("end of a block", 6 * 116 * 200, 128, 512, False),
-        product("end of a block", 6 * 58 * 100, 256, 1024, False),
-        product("product and norm of a sum", 40000, 256, 256, True),
-        product("product and norm of a sum", 40000, 512, 256, True),
+            stem_composed, (6 * 232 * 400, 64), 2.0 * 6 * 464 * 800 * 64 * 147, True),
+        end_of_block(6 * 232 * 400, 64, 256),
+        end_of_block(6 * 116 * 200, 128, 512),
+        end_of_block(6 * 58 * 100, 256, 1024),
         Operation(
             "masks of 100 queries, 40000 cells", None,
             lambda: matrix_kernels.attention_masks_case(DEVICE, 100, 40000, 256),

@@ -176,13 +176,12 @@ class SampleMap(ctypes.Structure):
     ]
 
 
-class RowProduct(ctypes.Structure):
-    """UniadRowProduct."""
+class ExpandConv(ctypes.Structure):
+    """UniadExpandConv."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "residual", "weight", "bias", "gain", "shift", "out")),
+        *((name, ctypes.c_void_p) for name in ("input", "residual", "weight", "bias", "out")),
         *((name, ctypes.c_int) for name in ("rows", "channels", "outputs")),
-        ("eps", ctypes.c_float),
     ]
 
 

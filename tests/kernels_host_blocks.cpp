@@ -6,7 +6,7 @@
 #include "kernels/multihead_attention.cuh"
 #include "kernels/narrow_conv.cuh"
 #include "kernels/occupancy.cuh"
-#include "kernels/row_product.cuh"
+#include "kernels/expand_conv.cuh"
 #include "kernels/stem.cuh"
 
 namespace {
@@ -134,30 +134,23 @@ extern "C" int uniad_narrow_conv(const UniadNarrowConv* a, void*) {
     return 0;
 }
 
-template <int kChannels, bool kNorm>
-static void row_product(const UniadRowProduct& a) {
+template <int kChannels>
+static void expand_conv(const UniadExpandConv& a) {
     constexpr int kWorkers = 2;
-    for (int first = 0; first < a.outputs; first += uniad::kProductOutputs) {
+    for (int first = 0; first < a.outputs; first += uniad::kExpandOutputs) {
         for (int worker = 0; worker < kWorkers; ++worker) {
-            host::run_block(uniad::kProductThreads, uniad::product_shared_bytes(kChannels, kNorm),
-                            [&](const host::Block& block) {
-                                uniad::row_product<kChannels, kNorm>(block, a, first, worker, kWorkers);
-                            });
+            host::run_block(uniad::kExpandThreads, uniad::expand_shared_bytes(kChannels), [&](const host::Block& block) {
+                uniad::expand_conv<kChannels>(block, a, first, worker, kWorkers);
+            });
         }
     }
 }
 
-extern "C" int uniad_row_product(const UniadRowProduct* a, void*) {
-    if (!uniad::product_fits(*a)) {
+extern "C" int uniad_expand_conv(const UniadExpandConv* a, void*) {
+    if (!uniad::expand_fits(*a)) {
         return uniad::kUnsupported;
     }
-    if (a->gain != nullptr) {
-        a->channels == 256 ? row_product<256, true>(*a) : row_product<512, true>(*a);
-    } else {
-        a->channels == 64    ? row_product<64, false>(*a)
-        : a->channels == 128 ? row_product<128, false>(*a)
-                             : row_product<256, false>(*a);
-    }
+    a->channels == 64 ? expand_conv<64>(*a) : a->channels == 128 ? expand_conv<128>(*a) : expand_conv<256>(*a);
     return 0;
 }
 

@@ -8,8 +8,8 @@ import subprocess
 import kernel_calls
 import kernel_cases as cases
 import matrix_kernels as kernels
-import product_kernels as products
 import pytest
+import resnet_kernels as resnet
 import torch
 from support import ROOT
 
@@ -177,37 +177,21 @@ def test_narrow_conv(library, size):
 
 
 @pytest.mark.parametrize(
-    ("rows", "channels", "outputs", "norm"),
-    [
-        (70, 64, 256, False),
-        (200, 128, 512, False),
-        (33, 256, 256, False),
-        (3, 256, 256, False),
-        (230, 256, 256, True),
-        (100, 512, 256, True),
-    ],
+    ("rows", "channels", "outputs"), [(70, 64, 256), (200, 128, 512), (33, 256, 256), (3, 256, 256)]
 )
-def test_row_product(library, rows, channels, outputs, norm):
+def test_expand_conv(library, rows, channels, outputs):
     """More tiles than stages, and none for the second worker."""
     torch.manual_seed(rows)
-    case = products.row_product_case("cpu", rows, channels, outputs, norm)
-    check_packed(functools.partial(products.row_product, library), products.row_product_reference, case, "residual", 1)
-
-
-def test_norm_of_a_product_with_a_large_mean(library):
-    """Sums of squares would cancel."""
-    case = products.row_product_case("cpu", 40, 256, 256, norm=True)
-    case["bias"] += 500.0
-    found = products.row_product(library, **cases.packed_only(case))
-    assert cases.relative_error(found, products.row_product_reference(**case)) < 1e-3
+    case = resnet.expand_conv_case("cpu", rows, channels, outputs)
+    check_packed(functools.partial(resnet.expand_conv, library), resnet.expand_conv_reference, case, "residual", 1)
 
 
 @pytest.mark.parametrize("size", [(1, 28, 56), (2, 32, 64), (1, 4, 8), (1, 60, 120)])
 def test_stem(library, size):
     """Whole tiles and parts of them; three tiles for a worker."""
     torch.manual_seed(size[1])
-    case = products.stem_case("cpu", *size)
-    check_packed(functools.partial(products.stem, library), products.stem_reference, case, "x", 3)
+    case = resnet.stem_case("cpu", *size)
+    check_packed(functools.partial(resnet.stem, library), resnet.stem_reference, case, "x", 3)
 
 
 def test_sizes_that_are_refused(library):
@@ -221,13 +205,13 @@ def test_sizes_that_are_refused(library):
     with pytest.raises(RuntimeError, match="uniad_narrow_conv: error 1"):
         x = torch.zeros(1, 4, 4, 16, dtype=torch.float16)
         kernels.narrow_conv(library, x, torch.zeros(9, 32, 16, dtype=torch.float16), torch.zeros(32))
-    for channels, outputs, norm in ((32, 256, False), (64, 128, False), (128, 256, True), (256, 512, True)):
-        with pytest.raises(RuntimeError, match="uniad_row_product: error 1"):
-            case = products.row_product_case("cpu", 5, channels, outputs, norm)
-            products.row_product(library, **cases.packed_only(case))
+    for channels, outputs in ((32, 256), (64, 128)):
+        with pytest.raises(RuntimeError, match="uniad_expand_conv: error 1"):
+            case = resnet.expand_conv_case("cpu", 5, channels, outputs)
+            resnet.expand_conv(library, **cases.packed_only(case))
     for height, width in ((30, 64), (32, 60)):
         with pytest.raises(RuntimeError, match="uniad_stem: error 1"):
-            products.stem(library, **cases.packed_only(products.stem_case("cpu", 1, height, width)))
+            resnet.stem(library, **cases.packed_only(resnet.stem_case("cpu", 1, height, width)))
     with pytest.raises(RuntimeError, match="uniad_occupancy: error 1"):
         kernels.occupancy(library, **kernels.occupancy_case("cpu", 1, 257, 16, 128))
 
@@ -241,8 +225,7 @@ FAULTS = {  # what a GPU may forgive for a while, the host must show: file, text
     "keys that are not waited for": ("multihead_attention.cuh", "template wait<1>()", "template wait<2>()"),
     "the wrong half of the rows": ("attention_masks.cuh", "row + j % 2 * 8", "row + j / 2 * 8"),
     "a border of the wrong side": ("narrow_conv.cuh", "tiles.column(tile) - 1", "tiles.column(tile)"),
-    "a tile that is not waited for": ("row_product.cuh", "wait<kStages - 2>()", "wait<kStages - 1>()"),
-    "a warp that is left out": ("row_product.cuh", "int other = 0;", "int other = 1;"),
+    "a tile that is not waited for": ("expand_conv.cuh", "wait<kExpandStages - 2>()", "wait<kExpandStages - 1>()"),
     "a column beside": ("stem.cuh", "2 * column + 2 + lane", "2 * column + lane"),
     "results beyond the border": ("stem.cuh", "y < 2 * rows && x >= 0", "y < 2 * rows"),
     "a lane that is left out": ("occupancy.cuh", "mask < 4", "mask < 2"),
@@ -273,10 +256,10 @@ def test_faults_are_seen(fault, tmp_path):
     case = kernels.narrow_conv_case("cpu", (1, 64, 9, 18))
     out = kernels.narrow_conv(library, **cases.packed_only(case))
     wrong += cases.relative_error(out, kernels.narrow_conv_reference(**case)) > 1e-2
-    case = products.row_product_case("cpu", 140, 256, 256, norm=True)
-    out = products.row_product(library, **cases.packed_only(case))
-    wrong += cases.relative_error(out, products.row_product_reference(**case)) > 1e-2
-    case = products.stem_case("cpu", 1, 32, 64)
-    out = products.stem(library, **cases.packed_only(case))
-    wrong += cases.relative_error(out, products.stem_reference(**case)) > 1e-2
+    case = resnet.expand_conv_case("cpu", 140, 64, 256)
+    out = resnet.expand_conv(library, **cases.packed_only(case))
+    wrong += cases.relative_error(out, resnet.expand_conv_reference(**case)) > 1e-2
+    case = resnet.stem_case("cpu", 1, 32, 64)
+    out = resnet.stem(library, **cases.packed_only(case))
+    wrong += cases.relative_error(out, resnet.stem_reference(**case)) > 1e-2
     assert wrong

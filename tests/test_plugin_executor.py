@@ -32,7 +32,6 @@ class RecordingExecutor(PluginExecutor):
             {},
             lambda cells, channels, outputs: int(outputs == 256),
             lambda width: width < 200,
-            lambda channels: channels == 256,
         )
 
     def _plugin(self, kind, name, inputs, *dtypes, **attributes):
@@ -317,26 +316,6 @@ def test_end_of_a_block():
     assert run() is None
 
 
-def test_product_and_norm():
-    """Of many rows, float16, with constants and where the library has it: all else is a product and a norm."""
-    executor = RecordingExecutor(OPERATIONS)
-
-    def run(rows=1024, channels=256, outputs=256, dtype="float16", bias=True, constant=True):
-        array = np.ones((outputs, channels), dtype) if constant else None
-        vectors = [tensor(dtype, outputs, array=np.ones(outputs, dtype)) for _ in range(3)]
-        x, residual = tensor(dtype, rows, channels), tensor(dtype, rows, outputs)
-        kernel = tensor(dtype, outputs, channels, array=array)
-        return executor.linear_add_layer_norm(x, kernel, vectors[0] if bias else None, residual, *vectors[1:], 1e-5)
-
-    assert run().shape == (1024, 256)
-    inputs = [(1024, 256), (1024, 256), (8, 16, 32, 16), (256,), (256,), (256,)]
-    assert executor.recorded == [("UniADLinearNorm", inputs, {"eps": 1e-5})]
-    others = [{"rows": 1023}, {"channels": 512}, {"outputs": 512}, {"dtype": "float32"}, {"bias": False}]
-    assert all(run(**other) is None for other in [*others, {"constant": False}])
-    executor.plugins = frozenset(["add_layer_norm"])
-    assert run() is None
-
-
 def test_stem():
     """Of 64 outputs and of images whose sizes are whole vectors; all else is a convolution and a pooling."""
     executor = RecordingExecutor(OPERATIONS)
@@ -351,10 +330,10 @@ def test_stem():
     assert all(run(**other) is None for other in ({"outputs": 32}, {"dtype": "float32"}, {"size": (902, 1600)}))
 
 
-def test_packed_weight_of_a_product():
+def test_packed_weight_of_a_block_end():
     """Row and column of a lane's number: the operand of mma.m16n8k16."""
     weight = np.arange(512 * 64, dtype=np.float32).reshape(512, 64)
-    packed = plugin_weights.pack_product_weight(weight)
+    packed = plugin_weights.pack_expand_weight(weight)
     assert packed.shape == (16, 4, 32, 16)
     lane, eight, high, odd = 4 * 5 + 3, 2, 1, 1  # g = 5, t = 3
     assert packed[9, 1, lane, 4 * eight + 2 * high + odd] == weight[9 * 32 + 8 * eight + 5, 16 + 8 * high + 2 * 3 + odd]

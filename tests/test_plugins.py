@@ -28,7 +28,6 @@ extern "C" const char* uniad_plugins_build(void) { return "version=%s tensorrt=%
 extern "C" int uniad_plugins_check_device(void) { return %d; }
 extern "C" int uniad_deform_conv_layout(int cells, int channels, int) { return channels %% 64 == 0 && cells < 100; }
 extern "C" int uniad_occupancy_runs(int width) { return width == 128; }
-extern "C" int uniad_product_norm_runs(int channels) { return channels == 256; }
 extern "C" const char* uniad_error_string(int) { return "no kernel image is available"; }
 extern "C" int uniad_register_plugins(void* registry) { return registry ? 3 : -1; }
 """
@@ -79,7 +78,6 @@ def test_loading(stub, tmp_path):
     assert library.facts["tensorrt"] == "8.6" and library.facts["hopper"] == "1"
     assert (library.deform_conv_layout(60, 64, 256), library.deform_conv_layout(60, 32, 256)) == (1, 0)
     assert (library.occupancy_runs(128), library.occupancy_runs(256)) == (1, 0)
-    assert (library.product_norm_runs(256), library.product_norm_runs(512)) == (1, 0)
     text = tmp_path / "text.so"
     text.write_text("not a library")
     for path, message in (

@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Raised whenever an attribute, an input or a structure of this file changes. */
-#define UNIAD_PLUGINS_VERSION 7
+#define UNIAD_PLUGINS_VERSION 8
 #define UNIAD_MAX_LEVELS 8
 #define UNIAD_HOPPER_CHANNELS 64 /* UNIAD_LAYOUT_HOPPER: C and O are multiples of these */
 #define UNIAD_HOPPER_OUTPUTS 256
@@ -284,20 +284,17 @@ typedef struct UniadNarrowConv {
     int batch, channels, height, width; /* N, C, H, W */
 } UniadNarrowConv;
 
-/* input weight^T + bias + residual, then a ReLU (gain NULL), or a layer norm of each row (O 256, C 256 or 512); float16 with sums in
- * float32: input (R,C), residual and out (R,O); bias, gain and shift float32 (O). weight (O,C) packed as (O/32,C/16,32,16),
- * the operands of mma.m16n8k16: pack_product_weight in trtllm/plugin_weights.py. C is 64, 128 or 256, O a multiple of 256. */
-typedef struct UniadRowProduct {
+/* The end of a residual network's block, input weight^T + bias + residual and a ReLU, float16 with sums in float32: input
+ * (R,C), residual and out (R,O), bias float32 (O). weight (O,C) packed as (O/32,C/16,32,16), the operands of mma.m16n8k16:
+ * pack_expand_weight in trtllm/plugin_weights.py. C is 64, 128 or 256, O a multiple of 256. */
+typedef struct UniadExpandConv {
     const void* input;
     const void* residual;
     const void* weight;
     const float* bias;
-    const float* gain;
-    const float* shift;
     void* out;
     int rows, channels, outputs; /* R, C, O */
-    float eps;
-} UniadRowProduct;
+} UniadExpandConv;
 
 /* The start of a residual network, float16 with sums in float32: a 7 x 7 convolution with stride 2 and padding 3, bias, ReLU,
  * 3 x 3 max pooling with stride 2 and padding 1. input (N,3,H,W), planes; weight (64,3,7,7) packed as (2,11,32,16):
@@ -349,9 +346,7 @@ UNIAD_API int uniad_sample_map(const UniadSampleMap* arguments, void* stream);
 
 UNIAD_API int uniad_narrow_conv(const UniadNarrowConv* arguments, void* stream);
 UNIAD_API int uniad_stem(const UniadStem* arguments, void* stream);
-UNIAD_API int uniad_row_product(const UniadRowProduct* arguments, void* stream);
-/* Whether uniad_row_product has a norm for so many channels, and the current device the shared memory for it: 0 or 1. */
-UNIAD_API int uniad_product_norm_runs(int channels);
+UNIAD_API int uniad_expand_conv(const UniadExpandConv* arguments, void* stream);
 
 UNIAD_API int uniad_plugins_version(void);
 /* "key=value" pairs in one line: version, CUDA, TensorRT headers, whether variants are in. */

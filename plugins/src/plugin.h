@@ -208,7 +208,6 @@ nvinfer1::IPluginCreator* propagateCreator();
 nvinfer1::IPluginCreator* rotateCreator();
 nvinfer1::IPluginCreator* addLayerNormCreator();
 nvinfer1::IPluginCreator* layerNormCreator();
-nvinfer1::IPluginCreator* linearNormCreator();
 nvinfer1::IPluginCreator* normaliseImagesCreator();
 nvinfer1::IPluginCreator* stemCreator();
 nvinfer1::IPluginCreator* temporalInputsCreator();

@@ -26,11 +26,10 @@ extern "C" UNIAD_API int uniad_register_plugins(void* registry) {
           uniad::deformConvCreator(), uniad::mergeMasksCreator(), uniad::pointSamplingCreator(),
           uniad::propagateCreator(), uniad::rotateCreator(), uniad::memoryAttentionCreator(),
           uniad::attentionMasksCreator(), uniad::narrowConvCreator(), uniad::expandConvCreator(),
-          uniad::linearNormCreator(), uniad::occupancyCreator(), uniad::addLayerNormCreator(),
-          uniad::layerNormCreator(), uniad::normaliseImagesCreator(), uniad::flattenMapCreator(),
-          uniad::flattenLevelsCreator(), uniad::sampleMapCreator(), uniad::unflattenMapCreator(),
-          uniad::multiheadAttentionCreator(), uniad::maskedMultiheadAttentionCreator(),
-          uniad::temporalInputsCreator(), uniad::stemCreator()}) {
+          uniad::occupancyCreator(), uniad::addLayerNormCreator(), uniad::layerNormCreator(),
+          uniad::normaliseImagesCreator(), uniad::flattenMapCreator(), uniad::flattenLevelsCreator(),
+          uniad::sampleMapCreator(), uniad::unflattenMapCreator(), uniad::multiheadAttentionCreator(),
+          uniad::maskedMultiheadAttentionCreator(), uniad::temporalInputsCreator(), uniad::stemCreator()}) {
         if (!isRegistered(*plugins, *creator) && !plugins->registerCreator(*creator, "")) {
             return -1;
         }

@@ -5,7 +5,7 @@ import functools
 
 import kernel_cases as cases
 import matrix_kernels as kernels
-import product_kernels as products
+import resnet_kernels as resnet
 import torch
 
 FLOAT16_FACTOR = 1.5  # x the noise of storing the exact result as float16; tests/test_matrix_kernels.py
@@ -21,7 +21,7 @@ def check_matrix_kernels(checks, library, small: bool) -> None:
     check_attention_masks(checks, library, small)
     check_occupancy(checks, library, small)
     check_narrow_conv(checks, library, small)
-    check_row_product(checks, library, small)
+    check_expand_conv(checks, library, small)
     check_stem(checks, library, small)
 
 
@@ -107,20 +107,15 @@ def check_narrow_conv(checks, library, small: bool) -> None:
         check_packed(checks, f"convolution {size} to 27 outputs", call, reference, case, "x", 2)
 
 
-def check_row_product(checks, library, small: bool) -> None:
-    call, reference = functools.partial(products.row_product, library), products.row_product_reference
-    sizes = [(70, 64, 256, False), (200, 128, 512, False), (33, 256, 256, False), (9000, 256, 512, False)]
-    sizes += [(rows, channels, 256, True) for rows in (70, 9000) for channels in (256, 512)]
-    if not small:
-        sizes += [(6 * 232 * 400, 64, 256, False), (6 * 116 * 200, 128, 512, False), (34800, 256, 1024, False)]
-        sizes += [(40000, 256, 256, True), (40000, 512, 256, True)]
-    for size in sizes:
-        name = f"product of {size[:3]}{' with a norm' if size[3] else ''}"
-        case = products.row_product_case(DEVICE, *size)
+def check_expand_conv(checks, library, small: bool) -> None:
+    call, reference = functools.partial(resnet.expand_conv, library), resnet.expand_conv_reference
+    sizes = [(70, 64, 256), (200, 128, 512), (33, 256, 256), (9000, 256, 512)]
+    for size in sizes + ([] if small else [(6 * 232 * 400, 64, 256), (6 * 116 * 200, 128, 512), (34800, 256, 1024)]):
+        name, case = f"end of a block of {size}", resnet.expand_conv_case(DEVICE, *size)
         check_packed(checks, name, call, reference, case, "residual", 1)
 
 
 def check_stem(checks, library, small: bool) -> None:
-    call, reference = functools.partial(products.stem, library), products.stem_reference
+    call, reference = functools.partial(resnet.stem, library), resnet.stem_reference
     for size in [(1, 28, 56), (2, 32, 64), (1, 4, 8), (3, 256, 704)] + ([] if small else [(6, 928, 1600)]):
-        check_packed(checks, f"stem of {size}", call, reference, products.stem_case(DEVICE, *size), "x", 3)
+        check_packed(checks, f"stem of {size}", call, reference, resnet.stem_case(DEVICE, *size), "x", 3)

@@ -80,22 +80,6 @@ def block_end_reference(t, x, residual):
 
 case("conv2d_norm of a block's end", block_end, block_end_reference, lambda x, r: block_end(x, -r), END,
      normal(2, 256, 9, 11), tolerance=SUMS)
-ROWS, SQUARE, AFFINE = normal(1030, 256), normal(256, 256, scale=0.06), (normal(256), normal(256), normal(256))
-
-
-def product_norm(x, residual, affine=AFFINE):
-    bias, gain, shift = map(weight, affine)
-    return V.linear_add_layer_norm(x, weight(SQUARE), bias, residual, gain, shift)
-
-
-def product_norm_reference(t, x, residual):
-    bias, gain, shift = map(t.tensor, AFFINE)
-    out = t.nn.functional.linear(x, t.tensor(SQUARE), bias) + residual
-    return t.layer_norm(out, (256,), gain, shift)
-
-
-case("linear_add_layer_norm", product_norm, product_norm_reference, lambda x, r: product_norm(x, r, AFFINE[::-1]), ROWS,
-     normal(1030, 256), tolerance=SUMS)
 STEM_IMAGE, STEM_WEIGHT = normal(2, 3, 20, 24), normal(64, 3, 7, 7, scale=0.08)
 
 

@@ -25,12 +25,8 @@ class Linear(Module):
             self.bias = Parameter((out_features,), dtype)
         self.has_bias = bias
 
-    def parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (out,in) and bias (out), or None."""
-        return self.weight.value, self.bias.value if self.has_bias else None
-
     def forward(self, x: Tensor) -> Tensor:
-        return V.linear(x, *self.parameters())
+        return V.linear(x, self.weight.value, self.bias.value if self.has_bias else None)
 
 
 def joint_linear(projections: Sequence[Linear], x: Tensor) -> Tensor:
@@ -83,8 +79,8 @@ class BatchNorm2d(Module):
 class LayerNorm(Module):
     """Layer normalisation of the last dimension; statistics in float32. (…,D) -> (…,D).
 
-    `residual` (…,D) is added first, to `projection` of x where that is given. Give them where there are many rows, and
-    executors may have one operation for all; of few rows they are as good on their own.
+    `residual` (…,D) is added first. Give it where there are many rows, and executors may have one operation for both;
+    of few rows the sum is as good on its own.
     """
 
     def __init__(self, features: int, eps: float = 1e-5, dtype: str | None = None):
@@ -93,14 +89,9 @@ class LayerNorm(Module):
         self.bias = Parameter((features,), dtype)
         self.features, self.eps = features, eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, projection: Linear | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         affine = self.weight.value, self.bias.value, self.eps
-        if residual is None:
-            return F.layer_norm(x if projection is None else projection(x), self.features, *affine)
-        if projection is None:
-            return V.add_layer_norm(x, residual, *affine)
-        weight, bias = projection.parameters()
-        return V.linear_add_layer_norm(x, weight, bias, residual, *affine)
+        return F.layer_norm(x, self.features, *affine) if residual is None else V.add_layer_norm(x, residual, *affine)
 
 
 class Embedding(Module):
@@ -132,10 +123,8 @@ class FFN(Module):
         self.layers = ModuleList([Sequential(Linear(embed_dims, feedforward_channels), F.relu),
                                   Linear(feedforward_channels, embed_dims)])  # fmt: skip
 
-    def forward(self, x: Tensor, project: bool = True) -> Tensor:
-        """(…,D) -> (…,D); or, for `project` False, (…,F), which leaves layers.1 to the caller."""
-        hidden = self.layers[0](x)  # (…,F)
-        return self.layers[1](hidden) if project else hidden
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](x))
 
 
 def parts_of(keys: int) -> int:

@@ -79,12 +79,8 @@ class TemporalSelfAttention(Module):
         has_prev: Tensor,
         reference_points: Tensor,
         spatial_shape: tuple[int, int],
-        project: bool = True,
     ) -> Tensor:
-        """The first five as temporal_inputs', Q = B; float32 reference_points (Q,2) of both maps -> (Q,D).
-
-        `project`: False leaves output_proj to the caller.
-        """
+        """The first five as temporal_inputs', Q = B; float32 reference_points (Q,2) of both maps -> (Q,D)."""
         (q, dims), m, p = query.shape, self.heads, self.points
         pair, maps = temporal_inputs(query, query_pos, prev_bev, bev_query, has_prev)  # (Q,2D) (2,S,D)
         offsets, logits = predicted_samples(
@@ -94,7 +90,7 @@ class TemporalSelfAttention(Module):
         value = self.value_proj(F.view(maps, (-1, dims)))  # (2S,D)
         value = F.view(value, (2, -1, m, dims // m), False)  # (2,S,M,C)
         out = sampled_attention.temporal_attention(value, reference_points, offsets, logits, spatial_shape)  # (Q,D)
-        return self.output_proj(out) if project else out
+        return self.output_proj(out)
 
 
 class MSDeformableAttention3D(Module):
@@ -146,15 +142,13 @@ class SpatialCrossAttention(Module):
         mask: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         joint: Joint | None = None,
-        project: bool = True,
     ) -> Tensor:
         """query (Q,D), features (6,S,D), reference_points_cam float32 (6,Q,Z,2), mask bool (6,Q,Z) -> (Q,D).
 
-        `joint`: what joint_values gave for this layer; None: features are projected here. `project`: False leaves
-        output_proj to the caller.
+        `joint`: what joint_values gave for this layer; None: features are projected here.
         """
         out = self.deformable_attention(query, features, reference_points_cam, mask, spatial_shapes, joint)
-        return self.output_proj(out) if project else out
+        return self.output_proj(out)
 
 
 class BEVFormerLayer(Module):
@@ -183,12 +177,10 @@ class BEVFormerLayer(Module):
         joint: Joint | None = None,
     ) -> Tensor:
         """Arguments as TemporalSelfAttention's and SpatialCrossAttention's."""
-        temporal, spatial = self.attentions
-        seen = temporal(query, bev_pos, prev_bev, bev_query, has_prev, reference_points, self.bev_shape, project=False)
-        x = self.norms[0](seen, query, temporal.output_proj)  # (B,D)
-        seen = spatial(x, features, reference_points_cam, mask, spatial_shapes, joint, project=False)  # (B,D)
-        x = self.norms[1](seen, x, spatial.output_proj)
-        return self.norms[2](self.ffns[0](x, project=False), x, self.ffns[0].layers[1])
+        x = self.attentions[0](query, bev_pos, prev_bev, bev_query, has_prev, reference_points, self.bev_shape)
+        x = self.norms[0](x, query)
+        x = self.norms[1](self.attentions[1](x, features, reference_points_cam, mask, spatial_shapes, joint), x)
+        return self.norms[2](self.ffns[0](x), x)
 
 
 class BEVFormerEncoder(Module):

@@ -101,12 +101,10 @@ class MultiScaleDeformableAttention(Module):
         reference_points: Tensor,
         spatial_shape: tuple[int, int],
         joint: Joint | None = None,
-        project: bool = True,
     ) -> Tensor:
         """query and query_pos (Q,D), value (S,D), reference_points float32 (Q,2) or (Q,4) in [0,1] -> (Q,D).
 
         `joint`: what joint_values gave for this layer, of value as (1,S,D); None: value is projected here.
-        `project`: False leaves output_proj to the caller.
         """
         num_queries = query.shape[0]
         m, levels, points = self.num_heads, self.num_levels, self.num_points
@@ -121,5 +119,4 @@ class MultiScaleDeformableAttention(Module):
         out = sampled_attention.deformable_attention(
             values, reference, offsets, logits, [spatial_shape], num_queries if levels > 1 else None, first_head
         )  # (1,Q,D)
-        out = F.squeeze(out, 0)  # (Q,D)
-        return self.output_proj(out) if project else out
+        return self.output_proj(F.squeeze(out, 0))

@@ -51,10 +51,8 @@ class EncoderLayer(Module):
         self.spatial_shape = (config.bev_h, config.bev_w)
 
     def forward(self, x: Tensor, pos: Tensor, reference_points: Tensor) -> Tensor:
-        attention = self.attentions[0]
-        seen = attention(x, pos, x, reference_points, self.spatial_shape, project=False)  # (B,D)
-        x = self.norms[0](seen, x, attention.output_proj)
-        return self.norms[1](self.ffns[0](x, project=False), x, self.ffns[0].layers[1])
+        x = self.norms[0](self.attentions[0](x, pos, x, reference_points, self.spatial_shape), x)
+        return self.norms[1](self.ffns[0](x), x)
 
 
 class DecoderLayer(Module):

@@ -13,9 +13,9 @@ from trtllm.plugin_weights import (
     NARROW_CHANNELS,
     NARROW_OUTPUTS,
     pack_deform_weight,
+    pack_expand_weight,
     pack_narrow_bias,
     pack_narrow_weight,
-    pack_product_weight,
     pack_stem_weight,
 )
 from trtllm.tensorrt_executor import TensorRTExecutor, folded_statistics
@@ -23,7 +23,7 @@ from trtllm.tensorrt_flavours import Flavour
 from trtllm.tensorrt_layers import NativeLayers
 
 STEM_WEIGHT = (64, 3, 7, 7)
-EXPAND_CHANNELS, PRODUCT_OUTPUTS = (64, 128, 256), 256  # of row_product.cuh's kernels; multiples of so many outputs
+EXPAND_CHANNELS, EXPAND_OUTPUTS = (64, 128, 256), 256  # of expand_conv.cuh's kernels; multiples of so many outputs
 
 
 def _folded_norm(weight: Tensor, statistics: Sequence[Tensor], eps: float) -> tuple[np.ndarray, np.ndarray] | None:
@@ -114,14 +114,14 @@ class ConvolutionPlugins(TensorRTExecutor):
         """The last convolution of a residual network's block; the norm goes into weight and bias."""
         o, c, *size = weight.shape
         pointwise = (size, *stride, *padding) == ([1, 1], 1, 1, 0, 0)
-        fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % PRODUCT_OUTPUTS == 0
+        fits = x.dtype == "float16" and pointwise and relu and c in EXPAND_CHANNELS and o % EXPAND_OUTPUTS == 0
         if "conv2d_norm" not in self.plugins or not fits or residual is None:
             return None
         folded = _folded_norm(weight, (mean, var, gain, shift), eps)
         if folded is None:
             return None
         kernel, bias = folded
-        packed = pack_product_weight(kernel[:, :, 0, 0])
+        packed = pack_expand_weight(kernel[:, :, 0, 0])
         inputs = [x.handle, residual.handle, self.constant(packed), self.constant(bias)]
         return Tensor(self._plugin("UniADExpandConv", "conv2d_norm", inputs, x.dtype), x.dtype, residual.shape)
 

@@ -15,7 +15,7 @@ from trtllm.plugin_weights import HOPPER_LAYOUT
 from trtllm.tensorrt_flavours import Flavour
 
 # UNIAD_… of plugins/src/kernels.h; VERSION is UNIAD_PLUGINS_VERSION.
-VERSION = 7
+VERSION = 8
 HOPPER_CHANNELS, HOPPER_OUTPUTS = 64, 256
 MAX_LEVELS, MERGE_MAX_MASKS, MERGE_MAX_PIXELS, MERGE_MAX_CLASSES = 8, 1024, 262144, 64
 NORM_MAX_CHANNELS, OCCUPANCY_MAX_INSTANCES = 1024, 256
@@ -36,7 +36,6 @@ OPERATIONS = (
     "conv2d_norm",
     "stem",
     "add_layer_norm",
-    "linear_add_layer_norm",
     "normalise_images",
     "flatten_maps",
     "sample_map",
@@ -50,16 +49,14 @@ class PluginLibrary(NamedTuple):
     """A loaded and registered library.
 
     `deform_conv_layout(cells, channels, outputs)` is how the convolution's fastest float16 kernel on the current GPU
-    reads its weight, for N*H*W cells of the input. `occupancy_runs(width)` and
-    `product_norm_runs(channels)` are whether this GPU has the shared memory that the kernels of occupancy and of
-    linear_add_layer_norm need for these sizes.
+    reads its weight, for N*H*W cells of the input. `occupancy_runs(width)` is whether this GPU has the shared memory
+    that the kernel of that operation needs.
     """
 
     path: pathlib.Path
     facts: dict[str, str]  # version, cuda, tensorrt, architectures; hopper: "1" where HOPPER_LAYOUT runs on this GPU
     deform_conv_layout: Callable[[int, int, int], int]
     occupancy_runs: Callable[[int], int] = lambda width: 0
-    product_norm_runs: Callable[[int], int] = lambda channels: 0
 
 
 def find_library() -> pathlib.Path | None:
@@ -132,8 +129,7 @@ def load_plugins(flavour: Flavour, path: pathlib.Path | None = None, on_device: 
     if library.uniad_register_plugins(ctypes.c_void_p(_registry(flavour))) < 0:
         raise UniADError(f"{path}: TensorRT {flavour.version} refuses its plugins: {flavour.logger.last()}")
     facts["hopper"] = str(int(library.uniad_deform_conv_layout(1, HOPPER_CHANNELS, HOPPER_OUTPUTS) == HOPPER_LAYOUT))
-    kernels = library.uniad_deform_conv_layout, library.uniad_occupancy_runs, library.uniad_product_norm_runs
-    return PluginLibrary(path, facts, *kernels)
+    return PluginLibrary(path, facts, library.uniad_deform_conv_layout, library.uniad_occupancy_runs)
 
 
 def _registry(flavour: Flavour) -> int:

@@ -43,8 +43,8 @@ def pack_narrow_weight(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.transpose(1, 3, 0, 2))
 
 
-def pack_product_weight(weight: np.ndarray) -> np.ndarray:
-    """A matrix (O,C) as plugins/src/kernels/row_product.cuh holds it in registers: (O/32,C/16,32,16).
+def pack_expand_weight(weight: np.ndarray) -> np.ndarray:
+    """A matrix (O,C) as plugins/src/kernels/expand_conv.cuh holds it in registers: (O/32,C/16,32,16).
 
     The right operands of mma.m16n8k16 (PTX ISA): lane 4g + t has, of each eight rows, row g, columns 2t and 2t + 1,
     then 2t + 8 and 2t + 9.
@@ -57,11 +57,11 @@ def pack_product_weight(weight: np.ndarray) -> np.ndarray:
 def pack_stem_weight(weight: np.ndarray) -> np.ndarray:
     """A 7x7 kernel (64,3,7,7) as plugins/src/kernels/stem.cuh holds it in registers: (2,11,32,16).
 
-    As pack_product_weight of (64,176): for each row of the window and each plane, a zero and the row's seven numbers.
+    As pack_expand_weight of (64,176): for each row of the window and each plane, a zero and the row's seven numbers.
     """
     rows = np.zeros((weight.shape[0], 22, 8), weight.dtype)
     rows[:, :21, 1:] = weight.transpose(0, 2, 1, 3).reshape(-1, 21, 7)  # (O,7*3,7)
-    return pack_product_weight(rows.reshape(-1, 176))
+    return pack_expand_weight(rows.reshape(-1, 176))
 
 
 def pack_narrow_bias(bias: np.ndarray) -> np.ndarray:

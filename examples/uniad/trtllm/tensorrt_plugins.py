@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trtllm.convolution_plugins import PRODUCT_OUTPUTS, ConvolutionPlugins
+from trtllm.convolution_plugins import ConvolutionPlugins
 from trtllm.network import FLOATS, Tensor
 from trtllm.plugin_library import (
     MAX_LEVELS,
@@ -15,10 +15,7 @@ from trtllm.plugin_library import (
     NORM_MAX_CHANNELS,
     OCCUPANCY_MAX_INSTANCES,
 )
-from trtllm.plugin_weights import (
-    map_positions,
-    pack_product_weight,
-)
+from trtllm.plugin_weights import map_positions
 
 WIDTHS = (128, 256)  # of rows, in the kernels that multiply on tensor cores
 MASK_HEADS = 8  # kMaskHeads of attention_masks.cuh
@@ -203,19 +200,6 @@ class PluginExecutor(ConvolutionPlugins):
         affine = [self.constant(np.asarray(a, np.float32)) for a in arrays]
         handle = self._plugin(kind, "add_layer_norm", [t.handle for t in inputs] + affine, x.dtype, eps=float(eps))
         return Tensor(handle, x.dtype, x.shape)
-
-    def linear_add_layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual, gain, shift, eps):
-        matrix, *vectors = [t.array if t is not None else None for t in (weight, bias, gain, shift)]
-        if "linear_add_layer_norm" not in self.plugins or matrix is None or any(a is None for a in vectors):
-            return None
-        outputs, channels = matrix.shape
-        fits = x.dtype == "float16" and x.ndim() == 2 and x.shape[0] >= NORM_MIN_ROWS
-        if not fits or outputs != PRODUCT_OUTPUTS or not self.library.product_norm_runs(channels):
-            return None
-        inputs = [x.handle, residual.handle, self.constant(pack_product_weight(matrix))]
-        inputs += [self.constant(np.asarray(a, np.float32)) for a in vectors]
-        handle = self._plugin("UniADLinearNorm", "linear_add_layer_norm", inputs, x.dtype, eps=float(eps))
-        return Tensor(handle, x.dtype, residual.shape)
 
     def normalise_images(self, img: Tensor, mean: Sequence[float], size: tuple[int, int], dtype: str):
         """In two steps, since plugins of 8.6 take no uint8: whole numbers up to 255 are exact in float16."""

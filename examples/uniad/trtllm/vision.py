@@ -119,24 +119,6 @@ def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
     return F.layer_norm(x if residual is None else x + residual, x.shape[-1], weight, bias, eps)
 
 
-def linear_add_layer_norm(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor,
-    gain: Tensor,
-    shift: Tensor,
-    eps: float = 1e-5,
-) -> Tensor:
-    """add_layer_norm(linear(input, weight, bias), residual, gain, shift): the end of an attention.
-
-    Shapes as linear's and add_layer_norm's. The product is rounded to its type before it is added; an executor's own
-    version may leave that out.
-    """
-    custom = offered("linear_add_layer_norm", input, weight, bias, residual, gain, shift, eps=eps)
-    return custom if custom is not None else add_layer_norm(linear(input, weight, bias), residual, gain, shift, eps)
-
-
 def conv2d_norm(
     input: Tensor,
     weight: Tensor,
