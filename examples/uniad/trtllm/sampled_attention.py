@@ -253,13 +253,14 @@ def camera_cross_attention(
     total, one_by_one = None, value.dtype == "float16" and q > MANY_QUERIES
     offsets = None if one_by_one else scaled(sampling_offsets)
     for cam in range(cams):  # one camera at a time bounds the memory of the samples
-        planes = F.narrow(value, 0, cam, 1)  # (1,S,M,C)
+        planes = None
         if one_by_one:
-            planes = after(planes, sampling_offsets if total is None else total)
+            planes = after(F.narrow(value, 0, cam, 1), sampling_offsets if total is None else total)  # (1,S,M,C)
             offsets = scaled(sampling_offsets if total is None else after(sampling_offsets, total))
         assert offsets is not None
         reference = F.view(F.select(reference_points_cam, 0, cam), (1, q, 1, 1, 1, z, 2))
         locations = F.view(reference + offsets, (1, q, m, levels, points, 2))
+        planes = F.narrow(value, 0, cam, 1) if planes is None else planes  # (1,S,M,C)
         out = sample_levels(planes, locations, weights, spatial_shapes)  # (1,Q,MC)
         here = F.cast(F.view(F.select(seen, 0, cam), (1, q, 1)), "bool")
         out = F.where(here, F.cast(out, "float32"), 0.0)
