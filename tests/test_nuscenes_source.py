@@ -5,11 +5,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from support import assert_close, assert_differs, shared_path
+from support import SCRIPTS, assert_close, assert_differs, shared_path
 from truth_support import devkit
 
 from config import load_config
@@ -288,3 +290,24 @@ def test_damaged_image(root):
         path.write_bytes(b"not an image")
     with pytest.raises(FrameError, match=r"CAM_FRONT.*\.jpg: image is missing or damaged"):
         open_source(root, BASE).load(0)
+
+
+def test_known_tables_need_no_devkit(root, tmp_path):
+    """Seconds of imports otherwise, which the first frames would wait for; without pyquaternion a clear error."""
+    cache, code = tmp_path / "cache", (
+        "import pathlib, sys\n"
+        "root, cache, blocked = sys.argv[1:]\n"
+        "sys.modules[blocked] = None\n"
+        "from config import load_config\n"
+        "from data.nuscenes_source import NuScenesSource\n"
+        "source = NuScenesSource(pathlib.Path(root), load_config('base_e2e'), cache=pathlib.Path(cache))\n"
+        "print(source.load(0).can_bus[-1])\n"
+    )  # fmt: skip
+    expected = NuScenesSource(root, BASE, cache=cache).load(0).can_bus[-1]
+
+    def run(blocked: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, str(root), str(cache), blocked]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
+
+    assert float(run("nuscenes").stdout) == expected
+    assert "FrameError" in (failed := run("pyquaternion")).stderr and "requirements-nuscenes.txt" in failed.stderr

@@ -30,6 +30,7 @@ _EGO_HEIGHT = 1.56  # metres
 
 _UNTOUCHED = np.frombuffer(b"no pixel of this image was read.", np.uint8)[:30].reshape(10, 3)
 
+DEVKIT_HINT = "nuScenes tables need nuscenes-devkit: install requirements-nuscenes.txt"
 # nuScenes published no CAN bus data of these scenes (nuscenes-devkit, NuScenesCanBus.can_blacklist).
 _NEVER_RECORDED = frozenset([*range(161, 169), *range(170, 177), *range(309, 315)])
 
@@ -64,6 +65,11 @@ class NuScenesSource:
     ):
         self.root, self.config = root, config
         self.version = choose_version(root, version)
+        try:  # here, where no frame waits for it
+            from pyquaternion import Quaternion
+        except ImportError as error:
+            raise FrameError(f"{root}: {DEVKIT_HINT}") from error
+        self._quaternion = Quaternion
         self._use_can_bus = can_bus
         index = SceneIndex(root / self.version, lambda: open_tables(root, self.version), cache)
         wanted = scenes if scenes is not None else [EVAL_SPLITS.get(self.version, "all")]
@@ -184,11 +190,8 @@ class NuScenesSource:
 
     def _can_bus(self, sample: dict[str, Any]) -> np.ndarray:
         """can_bus (18), float64; see data.frames.Frame."""
-        from nuscenes.eval.common.utils import quaternion_yaw
-        from pyquaternion import Quaternion
-
         _, _, _, e2g_t = self._lidar_poses(sample)
-        rotation = Quaternion(self._ego_pose(sample, "LIDAR_TOP")["rotation"])
+        rotation = self._quaternion(self._ego_pose(sample, "LIDAR_TOP")["rotation"])
         can_bus = np.zeros(18)
         can_bus[:3] = e2g_t
         can_bus[3:7] = rotation.elements
@@ -199,7 +202,8 @@ class NuScenesSource:
             times = [message["utime"] for message in messages]
             message = messages[min(np.searchsorted(times, sample["timestamp"], side="right"), len(times) - 1)]
             can_bus[7:16] = [*message["accel"], *message["rotation_rate"], *message["vel"]]
-        degrees = quaternion_yaw(rotation) / np.pi * 180
+        # As nuscenes-devkit's quaternion_yaw, which takes seconds to import.
+        degrees = np.arctan2(*rotation.rotation_matrix[1::-1, 0]) / np.pi * 180
         if degrees < 0:
             degrees += 360
         can_bus[-2] = degrees / 180 * np.pi
@@ -213,15 +217,13 @@ class NuScenesSource:
 
     def _sensor_poses(self, sample: dict[str, Any], channel: str) -> tuple[np.ndarray, ...]:
         """Rotation (3,3) and translation (3) of sensor to ego and of ego to global, float64, column vectors."""
-        from pyquaternion import Quaternion
-
         data = self._get("sample_data", sample["data"][channel])
         sensor = self._get("calibrated_sensor", data["calibrated_sensor_token"])
         ego = self._get("ego_pose", data["ego_pose_token"])
         return (
-            Quaternion(sensor["rotation"]).rotation_matrix,
+            self._quaternion(sensor["rotation"]).rotation_matrix,
             np.array(sensor["translation"]),
-            Quaternion(ego["rotation"]).rotation_matrix,
+            self._quaternion(ego["rotation"]).rotation_matrix,
             np.array(ego["translation"]),
         )
 
@@ -293,7 +295,7 @@ def open_tables(root: pathlib.Path, version: str) -> Any:
     try:
         from nuscenes.nuscenes import NuScenes
     except ImportError as error:
-        raise FrameError(f"{root}: nuScenes tables need nuscenes-devkit: install requirements-nuscenes.txt") from error
+        raise FrameError(f"{root}: {DEVKIT_HINT}") from error
     with tqdm(desc=f"tables of {version}", unit="table", disable=None, leave=False) as bar:
 
         class ShownTables(NuScenes):
