@@ -2,11 +2,11 @@
 // test_matrix_kernels.py.
 #include "host_block.h"
 #include "kernels/attention_masks.cuh"
+#include "kernels/expand_conv.cuh"
 #include "kernels/memory_attention.cuh"
 #include "kernels/multihead_attention.cuh"
 #include "kernels/narrow_conv.cuh"
 #include "kernels/occupancy.cuh"
-#include "kernels/expand_conv.cuh"
 #include "kernels/stem.cuh"
 
 namespace {

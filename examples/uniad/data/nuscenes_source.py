@@ -202,7 +202,7 @@ class NuScenesSource:
             times = [message["utime"] for message in messages]
             message = messages[min(np.searchsorted(times, sample["timestamp"], side="right"), len(times) - 1)]
             can_bus[7:16] = [*message["accel"], *message["rotation_rate"], *message["vel"]]
-        # As nuscenes-devkit's quaternion_yaw, which takes seconds to import.
+        # As nuscenes-devkit's quaternion_yaw, which takes seconds to import; to the bit, unlike scene_index.planar_yaw.
         degrees = np.arctan2(*rotation.rotation_matrix[1::-1, 0]) / np.pi * 180
         if degrees < 0:
             degrees += 360

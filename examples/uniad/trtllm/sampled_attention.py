@@ -260,6 +260,7 @@ def camera_cross_attention(
         assert offsets is not None
         reference = F.view(F.select(reference_points_cam, 0, cam), (1, q, 1, 1, 1, z, 2))
         locations = F.view(reference + offsets, (1, q, m, levels, points, 2))
+        # Not before: 8.6 was checked with the layers in this order.
         planes = F.narrow(value, 0, cam, 1) if planes is None else planes  # (1,S,M,C)
         out = sample_levels(planes, locations, weights, spatial_shapes)  # (1,Q,MC)
         here = F.cast(F.view(F.select(seen, 0, cam), (1, q, 1)), "bool")

@@ -95,7 +95,7 @@ struct MapTiles {
     UNIAD_HD int column(int tile) const { return tile % of_map % across * kColumns; }
 };
 
-/// The 16 numbers of a lane that pack_product_weight (trtllm/plugin_weights.py) puts together for each of kDepths depths:
+/// The 16 numbers of a lane that pack_expand_weight (trtllm/plugin_weights.py) puts together for each of kDepths depths:
 /// right operands of 32 columns, two registers for each eight. `packed` is where the warp's begin.
 template <int kDepths>
 UNIAD_DEVICE void load_operands(unsigned (&operands)[kDepths][8], const half_t* packed, int lane) {
